@@ -304,7 +304,7 @@ def print_approaches(compared: ApproachComparison, level: float) -> None:
         return write(value) + (f" ({write(interval[0])}–{write(interval[1])})" if interval else "")
 
     heads = (f"{level:.0%} intervals", "a in N ∝ C^a", f"N at {compared.C:.2g} FLOPs", "D there")
-    table = grid(*heads, left=range(4), folded=())
+    table = grid(*heads, left=range(4), folded=(2, 3))
     for row in compared.rows:
         a = cell(row.a, row.a_interval, lambda value: f"{value:.2f}")
         N, D = cell(row.N, row.N_interval, short), cell(row.D, row.D_interval, short)

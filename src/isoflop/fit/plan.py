@@ -242,6 +242,7 @@ class _Source:
     """What answers: a law, whose it is (`method`, a published `name`), and what own runs say beside it.
 
     `states_loss`: the law's losses are its source's own. `line`: it knows the best size alone. `rate`: C/(N·D).
+    `no_loss`: why none is stated.
     """
 
     law: Law
@@ -255,9 +256,12 @@ class _Source:
     minima: tuple[Minimum, ...] = ()
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    no_loss: str = ""
 
     def loss(self, question: Question, N: float, D: float) -> ExpectedLoss:
         """Of N parameters on D tokens; a line, which knows the best size alone, says nothing of repeated tokens."""
+        if self.no_loss:
+            return None, None, self.no_loss
         if self.line and not (question.unique_tokens is not None and question.unique_tokens < D):
             return expected_loss(N, D, self.own, question.level)
         if self.line:
@@ -307,9 +311,9 @@ def _by_runs(
     kept = kept_rows(len(N), posterior.left_out)
     C, N, D, L = C[kept], N[kept], D[kept], L[kept]
     kinds = {name: [cells[i] for i in kept.tolist()] for name, cells in kinds.items()}
-    poor = posterior.misfit is not None and posterior.misfit > POOR
+    poor = not trust.describes
     why = fitted.poor if fitted is not None else ""
-    if poor and posterior.misfit is not None and posterior.misfit > ((fitted and fitted.misfit) or 0.0):
+    if (posterior.misfit or 0.0) > max(POOR, (fitted and fitted.misfit) or 0.0):
         residuals, slopes = posterior.residuals(N, D, L)
         explain = explaining(residuals, slopes, kinds, (N, D, C, D / N))
         why = describe_misfit(float(np.median(posterior.noise)), posterior.misfit, explain, far_runs(residuals, N, D))
@@ -334,6 +338,7 @@ def _by_runs(
         rate=TRAINING_FLOPS if poor else rate,
         rows=own_rows,
         doubts=doubts,
+        no_loss="no loss is stated, for your runs follow no one law" if poor else "",
         minima=found.minima if found is not None else (),
         notes=(
             *runs.warnings,

@@ -19,6 +19,7 @@ from isoflop.arrays import Array
 from isoflop.fit.drifting_law import gradient, log_loss, pulls, slopes
 from isoflop.fit.posterior import MISFIT, Posterior, misfit, run_covariance
 from isoflop.fit.trust import SEED, LeftOut, Trust, leave_out, trust_of
+from isoflop.laws.recipes import FEWEST_STEPS, warmup_of
 
 SEED_SD = 0.4
 """Of the logarithm of `SEED`."""
@@ -109,3 +110,17 @@ def _moving(N: Array, D: Array, loss: Array, posterior: Posterior) -> tuple[floa
     ]
     weights = np.linalg.solve(_covariance(found[1].x, 0.0), of_data)
     return float(found[0].fun - found[1].fun), float(weights @ left / (weights @ of_data + MOVES**-2))
+
+
+FOLLOWS = 0.5
+"""Correlation of what the law misses with ln steps from which on steps explain it."""
+
+
+def by_steps(steps: Array, N: Array, D: Array, loss: Array, posterior: Posterior) -> dict[str, float]:
+    """How many steps runs [n] have, where these are few and explain what the law misses; else empty."""
+    beyond = [int(count) - warmup_of(int(count)) for count in steps]
+    if min(beyond) >= FEWEST_STEPS or np.ptp(steps) == 0:
+        return {}
+    follows = float(np.corrcoef(posterior.residuals(N, D, loss)[0], np.log(steps))[0, 1])
+    known = {"least": float(steps.min()), "most": float(steps.max()), "enough": FEWEST_STEPS, "follows": follows}
+    return known if follows > FOLLOWS else {}

@@ -19,8 +19,9 @@ import numpy as np
 
 from isoflop.arrays import Array
 from isoflop.console import Shown
+from isoflop.fit.alternatives import known_line
 from isoflop.fit.approaches import ApproachComparison, Row, compare_approaches, side_by_side
-from isoflop.fit.drifting_law import RATIO, SPLIT, SPLIT_SD, BudgetLine, PriorLine
+from isoflop.fit.drifting_law import RATIO, SPLIT, SPLIT_SD, BudgetLine
 from isoflop.fit.law_fit import fit_law
 from isoflop.fit.optimal_line import quantile
 from isoflop.fit.posterior import Posterior, posterior_of_runs
@@ -35,7 +36,7 @@ from isoflop.fit.runs import (
     unfinished,
 )
 from isoflop.fit.trust import FAR, Verdict
-from isoflop.ladder.check import Described, described
+from isoflop.ladder.check import Described, by_steps, described
 from isoflop.ladder.design import RungWorth, worth_of_a_rung
 from isoflop.ladder.plan import LadderPlan, read_plan
 from isoflop.laws.forms import compute_of
@@ -44,6 +45,7 @@ from isoflop.laws.quantities import short
 from isoflop.record.paths import check_location, location_of
 from isoflop.record.reader import read_runs
 from isoflop.record.run import DEFAULT_N, Run
+from isoflop.record.task import task_of
 
 FEWEST = 6
 """Runs that are fitted: fewer tell less than the prior."""
@@ -202,6 +204,11 @@ class Doubt(Enum):
         "the law does not describe these runs: they are {floorless:.0f} times likelier by a law without an irreducible "
         "loss (Kaplan et al. 2020). Do not extrapolate it: larger runs will reach lower losses than it says"
     )
+    FEW_STEPS = (
+        "the law does not describe these runs: with {least:,.0f} to {most:,.0f} steps each, losses follow the number "
+        "of steps (its correlation with what the law misses is {follows:.2f}). Train them for {enough:,.0f} or more "
+        "beyond their warm-up, on more tokens or in smaller batches (isoflop ladder plan --min-steps)"
+    )
     NOT_PREDICTED = (
         "the law does not describe these runs: from the smaller ones it does not predict the largest rung to within "
         "the noise of seeds. Do not extrapolate it"
@@ -334,7 +341,9 @@ class LadderFit(Shown):
     @property
     def _known(self) -> Row:
         """What published sweeps say without these runs."""
-        prior, reach = PriorLine(), quantile(self.level)
+        runs = [curve.run for curve in self.finished.curves]
+        families = {task_of(run.task, run.parameters, run.model).optimizer for run in runs} - {None, "adam"}
+        prior, reach = known_line(next(iter(families), None)), quantile(self.level)
         sd, slope = prior.at(self.target.C)[1], self.target.slope
         N = self.target.size_of_ratio(RATIO)
         D = float(self.target.tokens(N))
@@ -488,13 +497,15 @@ def _exponents(posterior: Posterior, target: BudgetLine, log_N: Array, level: fl
 def _warnings(
     finished: FinishedRuns, posterior: Posterior, target: BudgetLine, check: Described
 ) -> Iterable[FitWarning]:
-    N, _, C, _ = finished.columns
+    N, D, C, L = finished.columns
     if not check.well:
         told = {"odds": math.exp(min(check.odds, 99)), "moves": check.moves, "noise": check.noise}
         told["floorless"] = math.exp(min(check.trust.floorless or 0.0, 99))
         found = (not check.trust.has_floor, check.moving, check.noisy, True)
         which = (Doubt.FLOORLESS, Doubt.MOVES, Doubt.NOISY, Doubt.NOT_PREDICTED)[found.index(True)]
-        yield FitWarning(which, told)
+        steps = np.array([curve.step[-1] for curve in finished.curves])
+        follows = by_steps(steps, N, D, L, posterior)
+        yield FitWarning(Doubt.FEW_STEPS, follows) if follows else FitWarning(which, told)
     best = float(np.exp(np.median(posterior.sizes(target.at(posterior.largest)))))
     there = N[posterior.largest / NEAR <= C]
     if best >= there.max():

@@ -325,9 +325,8 @@ def _warnings(
     if min(beyond_warmup) < FEWEST_STEPS:
         yield (
             f"runs of {min(beyond_warmup):,} to {max(beyond_warmup):,} steps beyond their warm-up: losses of so few "
-            "follow the number of steps as much as N and D, and the intervals above do not know of it: expect far wider "
-            "ones. "
-            f"Published laws come from {FEWEST_STEPS:,} or more (--min-steps)"
+            "follow the number of steps as much as N and D, and the intervals above do not know of it: expect far "
+            f"wider ones. Published laws come from {FEWEST_STEPS:,} or more (--min-steps)"
         )
     if after > NARROWER * known:
         with_it, without = (math.exp(float(ndtri((1 + level) / 2)) * sd) for sd in (after, known))

@@ -1,0 +1,156 @@
+"""What lab leads asked `plan`, `fit`, `compare` and `ladder plan`: odd columns, devices, optimizers, few steps."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from isoflop.cli import app
+
+SIZES = (0.2, 0.4, 0.7, 1.0, 1.5, 2.5, 5.0)
+BUDGETS = (3e18, 1e19, 3e19)
+
+
+def sweep(path: Path, rows: Any) -> str:
+    """Three budgets of seven sizes by Besiroglu et al.'s law with a seed's noise; `rows` makes a row of a run."""
+    noise = 0.002 * np.random.default_rng(3).standard_normal(len(BUDGETS) * len(SIZES))
+    runs = [(C, math.sqrt(C / 120) * size) for C in BUDGETS for size in SIZES]
+    made = []
+    for (C, N), off in zip(runs, noise, strict=True):
+        loss = (1.8172 + 482.01 / N**0.3478 + 2085.43 / (C / 6 / N) ** 0.3658) * math.exp(off)
+        made.append(rows(N, C / 6 / N, C, loss))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(made[0]))
+        writer.writeheader()
+        writer.writerows(made)
+    return str(path)
+
+
+def asked(*args: str, code: int = 0) -> tuple[str, str]:
+    """Stdout and stderr, each in one line."""
+    done = CliRunner().invoke(app, [*args], env={"COLUMNS": "200"})
+    assert done.exit_code == code, done.output
+    return " ".join(done.stdout.split()), " ".join(done.stderr.split())
+
+
+def answer(*args: str) -> dict[str, Any]:
+    return dict(json.loads(CliRunner().invoke(app, [*args, "--json"]).stdout))
+
+
+@pytest.mark.parametrize("share", [1 / 3, 1 / 2, 1 / 4])
+def test_a_column_of_less_compute_than_training_takes_is_not_used(share: float, tmp_path: Path) -> None:
+    plain = sweep(tmp_path / "plain.csv", lambda N, D, C, loss: {"N": N, "D": D, "loss": loss})
+    short = sweep(tmp_path / "short.csv", lambda N, D, C, loss: {"N": N, "D": D, "C": C * share, "loss": loss})
+    plan = ("plan", "--flops", "1e22", "--runs")
+    assert answer(*plan, short)["N"] == answer(*plan, plain)["N"]
+    for command in (("fit", short), (*plan, short), ("compare", "8B:200B", "--runs", short)):
+        _, said = asked(*command)
+        assert re.search(rf"column C has {6 * share:.2g} FLOPs per parameter and token.* 6·N·D is used", said)
+    assert "forward pass" in said or share != 1 / 3
+
+
+@pytest.mark.parametrize("rate", [lambda N: 6 + 2e4 / N**0.4, lambda N: 6 / (1 + 50_000 * 640 / N)])
+def test_attention_and_tables_of_embeddings_are_no_such_column(rate: Any, tmp_path: Path) -> None:
+    file = sweep(tmp_path / "runs.csv", lambda N, D, C, loss: {"N": N, "D": D, "C": rate(N) * N * D, "loss": loss})
+    assert asked("plan", "--flops", "1e22", "--runs", file)[1] == ""
+
+
+def test_n_and_d_exchanged_in_one_budget_are_asked_about(tmp_path: Path) -> None:
+    def row(N: float, D: float, C: float, loss: float) -> dict[str, float]:
+        return {"N": D, "D": N, "loss": loss} if max(BUDGETS) == C else {"N": N, "D": D, "loss": loss}
+
+    file = sweep(tmp_path / "runs.csv", row)
+    for command in (("plan", "--flops", "1e22", "--runs", file), ("fit", file)):
+        _, said = asked(*command, code=1)
+        assert "half of the 7 runs of about 3e+19 FLOPs (line 16 of runs.csv" in said
+        assert "are N and D exchanged there? Then correct these rows; if they are right, --column N='N'" in said
+    kept = asked("plan", "--flops", "1e22", "--runs", file, "--column", "N=N", "--column", "D=D")[0]
+    assert "your runs follow no one law" in kept
+
+
+def test_runs_of_no_one_law_give_neither_size_nor_loss(tmp_path: Path) -> None:
+    def row(N: float, D: float, C: float, loss: float) -> dict[str, Any]:
+        lower = max(BUDGETS) == C
+        return {"N": N, "D": D, "loss": loss * (0.93 if lower else 1), "note": "muon" if lower else "adamw"}
+
+    file = sweep(tmp_path / "runs.csv", row)
+    found, without = answer("plan", "--flops", "1e22", "--runs", file), answer("plan", "--flops", "1e22")
+    assert found["N"] == without["N"] and found["L"] is None and "L" not in found["intervals"]
+    shown = asked("plan", "--flops", "1e22", "--runs", file)[0]
+    assert "loss unknown: no loss is stated, for your runs follow no one law" in shown
+    assert found["warnings"][0].endswith("so the size is the published one, 20 tokens per parameter")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a100-80gb", "one NVIDIA A100"),
+        ("h100-80gb", "one NVIDIA H100 SXM"),
+        ("A100 40GB PCIe", "one NVIDIA A100"),
+        ("8xA100-SXM4-80GB", "8 × NVIDIA A100"),
+        ("NVIDIA H100 PCIe", "one NVIDIA H100 PCIe"),
+        ("h100 sxm5", "one NVIDIA H100 SXM"),
+        ("RTX 4090", "one NVIDIA GeForce RTX 4090"),
+        ("v5e-16", "16 × Google TPU v5e"),
+        ("2 x v4-32", "32 × Google TPU v4"),
+        ("tpu v3-8", "8 × Google TPU v3 (one core)"),
+    ],
+)
+def test_devices_by_what_people_call_them(text: str, found: str) -> None:
+    assert f"cost 48 hours on {found} at 40% MFU" in asked("plan", "--devices", text, "--max-hours", "2 days")[0]
+
+
+@pytest.mark.parametrize("text", ["1xm3 max", "apple-m2", "mps", "max", "gpu", "A100 MIG 1g.10gb"])
+def test_an_unknown_device_says_what_to_do(text: str) -> None:
+    for command in (("plan", "--flops", "1e20"), ("ladder", "plan", "--flops", "1e20")):
+        _, said = asked(*command, "--devices", text, code=1)
+        assert "Run `isoflop peak` on it and add --peak TFLOPS" in said and "or give the budget as --flops" in said
+        assert ("did you mean" in said) == text.startswith("A100")
+    assert (
+        "4 × m3 max at 50% MFU"
+        in asked(*("plan", "--devices", "4xm3 max", "--peak", "28", "--mfu", "0.5", "--max-hours", "2 days"))[0]
+    )
+    assert answer("plan", "--gpu-hours", "10", "--peak", "28")["flops"] == pytest.approx(10 * 3600 * 28e12 * 0.4)
+    assert "--peak: expected the TFLOP/s" in asked("plan", "--gpu-hours", "10", "--peak", "28e12", code=1)[1]
+
+
+@pytest.mark.parametrize("text", ["2 days", "2d", "48 hours", "48 hrs", "48"])
+def test_a_deadline_in_words(text: str) -> None:
+    assert answer("plan", "--devices", "h100", "--max-hours", text)["gpu_hours"] == pytest.approx(48)
+
+
+def test_other_optimizers_are_less_sure_of_the_size() -> None:
+    adam, muon = answer("plan", "--flops", "1e21"), answer("plan", "--flops", "1e21", "--optimizer", "muon")
+    wide = [math.log(each["intervals"]["N"][1] / each["intervals"]["N"][0]) for each in (adam, muon)]
+    assert muon["N"] == adam["N"] and wide[1] == pytest.approx(wide[0] * math.hypot(0.45, math.log(20 / 10.5)) / 0.45)
+    shown = asked("plan", "--flops", "1e21", "--optimizer", "muon")[0]
+    assert "at its peak, Muon, its updates scaled to AdamW's size (published rules of AdamW: " in shown
+    assert "with Muon a public ladder found 10.5" in shown
+
+
+LADDER = ("ladder", "plan", "--spend", "40%", "--sizes", "15k:300k", "--vocab", "256", "--seq", "64")
+
+
+def test_a_ladder_of_few_steps_is_warned_of() -> None:
+    shown, _ = asked(*LADDER, "--flops", "5e12", "--min-steps", "300")
+    assert "! runs of 316 to " in shown and "expect far wider ones" in shown
+    assert "loss on your data within " in shown and "no run: unknown" in shown
+    assert "steps beyond their warm-up" not in asked(*LADDER, "--flops", "2e13")[0]
+
+
+def test_a_ladders_target_by_a_deadline() -> None:
+    hours = ("--devices", "2xm3", "--peak", "10", "--max-hours", "1")
+    found = answer(*LADDER, *hours, "--flops", "2e13")
+    assert found["target_flops"] == 2e13, "less than the deadline allows"
+    assert answer(*LADDER, "--peak", "0.1", "--max-hours", "0.2")["target_flops"] == pytest.approx(0.2 * 3600 * 0.4e11)
+    assert "expected a target: its --flops, or --devices with --max-hours" in asked(*LADDER, code=1)[1]
+    known = [answer(*LADDER, "--flops", "2e13", "--optimizer", each)["expected"]["N_opt"] for each in ("adamw", "muon")]
+    assert known[1]["known_high"] > known[0]["known_high"] and known[1]["high"] == known[0]["high"]
