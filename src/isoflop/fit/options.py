@@ -260,8 +260,14 @@ def _sentence(rows: list[Compared], best: int, close: list[Compared], drawn: boo
     name, loss = rows[best].option, rows[best].loss
     if len(rows) == 1:
         return f"{name} alone: nothing to compare with."
+    alike = [str(row.option) for row in rows if f"{row.loss:.4f}" == f"{loss:.4f}"]
     said = f"{name} has the least expected loss, {loss:.4f}"
-    if not drawn:
+    if len(alike) > 1:
+        said = f"{' and '.join(alike)} have the same expected loss, {loss:.4f}"
+    close = [row for row in close if str(row.option) not in alike]
+    if len(alike) == len(rows):
+        said += "."
+    elif not drawn:
         said += "; the law has no draws, so how sure the order is stays unknown."
     elif close:
         listed = ", ".join(str(row.option) for row in close)
@@ -269,14 +275,16 @@ def _sentence(rows: list[Compared], best: int, close: list[Compared], drawn: boo
     else:
         said += f"; at {level:.0%} the difference from each other option excludes 0."
     least = min(rows, key=lambda row: row.flops)
-    if least.flops < rows[best].flops * (1 - 1e-9):
-        said += f" {least.option} takes {100 * least.flops / rows[best].flops:.2g}% of its compute."
+    if (share := least.flops / rows[best].flops) < NEARLY:
+        said += f" {least.option} takes {check.percent(share)} of its compute."
     pooled = min((row for row in rows if row.option.count > 1), key=lambda row: row.loss_in_one, default=None)
     if pooled is not None and math.isfinite(pooled.loss_in_one):
         said += f" All compute of {pooled.option} in one run at its optimum: {pooled.loss_in_one:.4f}."
     return said
 
 
+NEARLY = 0.995
+"""Share of another's compute from which on it is all of it."""
 HOUR = 3600.0
 SMALLEST_PEAK, LARGEST_PEAK = 1e11, 1e17
 """FLOP/s of one device: below it is very likely in TFLOP/s, above it is no single device."""
