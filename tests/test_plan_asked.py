@@ -154,3 +154,26 @@ def test_a_ladders_target_by_a_deadline() -> None:
     assert "expected a target: its --flops, or --devices with --max-hours" in asked(*LADDER, code=1)[1]
     known = [answer(*LADDER, "--flops", "2e13", "--optimizer", each)["expected"]["N_opt"] for each in ("adamw", "muon")]
     assert known[1]["known_high"] > known[0]["known_high"] and known[1]["high"] == known[0]["high"]
+
+
+def test_options_are_compared_with_their_load() -> None:
+    load = ("compare", "8B:1T", "20B:400B", "--law", "besiroglu2024", "--inference-tokens", "3T")
+    found, free = answer(*load), answer(*load[:5])
+    assert (free["best"], found["best"]) == ("20B:400B", "8B:1T"), "the larger model costs more to serve"
+    for row, before in zip(found["options"], free["options"], strict=True):
+        assert row["inference_flops"] == 2 * row["N"] * 3e12 and row["flops"] == before["flops"]
+        total = row["flops"] + row["inference_flops"]
+        least = answer("plan", "--flops", repr(total), "--law", "besiroglu2024", "--inference-tokens", "3T")
+        assert row["excess_loss"] == pytest.approx(row["loss"] - least["L"], abs=1e-6)
+        assert row["optimal_N"] == pytest.approx(least["N"])
+    shown = asked(*load, "--gpu", "h100", "--price", "2")[0]
+    assert "8B:1T is nearest to the frontier with the load: training and serving take 1" in shown
+    assert "option FLOPs to serve loss" in shown and "option GPU-hours dollars to serve dollars" in shown
+    few = answer(*load[:5], "--unique-tokens", "100B")
+    assert all(a["loss"] > b["loss"] for a, b in zip(few["options"], free["options"], strict=True))
+
+
+def test_options_of_one_loss_and_of_nearly_one_compute() -> None:
+    assert ": 100B:200B and 100B:200B have" not in (shown := asked("compare", "100B:200B", "100.1B:200B")[0])
+    assert "100B:200B and 100B:200B have the same expected loss, 2.0414." in shown and "has the least" not in shown
+    assert "1e+02%" not in shown and "of its compute" not in asked("compare", "100B:200B", "200B:100.1B")[0]

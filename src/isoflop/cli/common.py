@@ -295,6 +295,16 @@ PeakRate = Annotated[
     float | None,
     number("TFLOPS", "Dense 16-bit TFLOP/s of one device that no datasheet is known for (see isoflop peak).", "--peak"),
 ]
+ServedTokens = Annotated[
+    float,
+    typer.Option(
+        metavar="TOKENS",
+        parser=amount_or_none,
+        help="Tokens to be served over the model's life: their FLOPs are part of the budget.",
+        show_default=False,
+    ),
+]
+UniqueTokens = Annotated[float | None, number("TOKENS", "Unique tokens there are; more are repeated.")]
 MaxHours = Annotated[
     float | None,
     typer.Option(

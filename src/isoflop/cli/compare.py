@@ -21,6 +21,9 @@ from isoflop.cli.common import (
     Level,
     Mfu,
     OwnRuns,
+    PeakRate,
+    ServedTokens,
+    UniqueTokens,
     Where,
     describe,
     hours_and_dollars,
@@ -51,7 +54,10 @@ def compare(
     where: Where = None,
     n_convention: Counted = None,
     keep_outliers: KeepOutliers = False,
+    inference_tokens: ServedTokens = 0.0,
+    unique_tokens: UniqueTokens = None,
     gpu: Gpu = None,
+    peak: PeakRate = None,
     mfu: Mfu = None,
     price: Dollars = None,
     level: Level = 0.8,
@@ -66,7 +72,7 @@ def compare(
 
     warnings: Sequence[str] = ()
     with reported("compare"):
-        cost = price_of(gpu, mfu, price)
+        cost = price_of(gpu, mfu, price, peak=peak)
         own = read_own("compare", runs, column, where, n_convention, law)
         chosen: Any
         if own is None:
@@ -101,7 +107,9 @@ def compare(
                 *(fitted.warnings if fitted is not None else ()),
                 *describe_open(chosen, fitted is not None and not fitted.undetermined),
             )
-        compared = compare_options(options, chosen, level=level)
+        compared = compare_options(
+            options, chosen, inference_tokens=inference_tokens, unique_tokens=unique_tokens, level=level
+        )
     for warning in warnings:
         tell("compare", warning)
     if as_json:
@@ -122,6 +130,7 @@ def as_object(compared: OptionComparison, cost: Price | None = None) -> dict[str
             | picked(row.option, "count N D")
             | picked(row, names, optimal_N="best_N", optimal_D="best_D")
             | price_object(cost, _priced(row))
+            | ({"inference_flops": row.serving_flops} if row.serving_flops else {})
             for row in compared.rows
         ],
         "best": str(compared.best),
@@ -129,11 +138,12 @@ def as_object(compared: OptionComparison, cost: Price | None = None) -> dict[str
     }
 
 
-def _priced(row: Compared) -> float:
-    """Training FLOPs of all runs with attention, which 6·N·D leaves out: what `isoflop plan` prices."""
+def _priced(row: Compared, flops: float | None = None) -> float:
+    """FLOPs, by default of training all runs, with attention, which 6·N·D leaves out: what `isoflop plan` prices."""
     from isoflop.ladder.recipe import flops_with_attention
 
-    return row.option.count * flops_with_attention(row.option.N, row.option.D)
+    trained = row.option.count * flops_with_attention(row.option.N, row.option.D)
+    return trained * (1 if flops is None else flops / row.flops)
 
 
 def _print(compared: OptionComparison, cost: Price | None) -> None:
@@ -141,16 +151,23 @@ def _print(compared: OptionComparison, cost: Price | None) -> None:
 
     typer.echo("\n".join(aligned(compared.cells())))
     if cost is not None:
-        bought = [hours_and_dollars(cost, _priced(row)) for row in compared.rows]
-        heads = ["option", "GPU-hours", "dollars"][: 3 if bought[0][1] else 2]
-        table = [heads, *([str(r.option), *b][: len(heads)] for r, b in zip(compared.rows, bought, strict=True))]
+        serving = [_priced(row, row.serving_flops) for row in compared.rows]
+        bought = [
+            (*hours_and_dollars(cost, _priced(row)), *(hours_and_dollars(cost, load) if load else ("", "")))
+            for row, load in zip(compared.rows, serving, strict=True)
+        ]
+        names = ("GPU-hours", "dollars", "to serve", "dollars")
+        shown = [i for i in range(len(names)) if bought[0][i]]
+        table = [["option", *(names[i] for i in shown)]]
+        table += [[str(row.option), *(b[i] for i in shown)] for row, b in zip(compared.rows, bought, strict=True)]
         typer.echo("\n".join(["", *aligned(table)]))
         say(f"{describe(cost)}; attention of Llama's shape is priced too, as `isoflop plan` does")
     typer.echo()
     say(compared.sentence, indent=0)
     say(
-        "over optimum: loss above that of the optimum at the compute of one run; compute: that of one run over the "
-        "least that reaches its loss"
+        "over optimum: loss above that of the optimum at the compute of one run; compute: that of one run"
+        + (", serving included," if compared.rows[0].serving_flops else "")
+        + " over the least that reaches its loss"
     )
     say(f"by: {compared.law}")
 

@@ -18,7 +18,7 @@ from isoflop.console import Shown
 from isoflop.fit.posterior import Posterior
 from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Law
-from isoflop.laws.frontier import Frontier, interval, short
+from isoflop.laws.frontier import INFERENCE_FLOPS, Frontier, interval, short
 from isoflop.laws.papers import Published, law_and_source, published
 from isoflop.logs.files import SUFFIXES
 
@@ -82,11 +82,13 @@ class Compared:
 
     Attributes:
         option: which.
-        flops: of all its runs.
+        flops: of training all its runs.
+        serving_flops: of the load, which one of its runs serves.
         loss: of each run, nats per token.
         interval: of the loss by the law's draws; None without draws.
         excess_loss: `loss` above that of the optimum at the compute of one run, nats per token.
-        compute_factor: compute of one run over the least with which the frontier reaches its loss; 1 on the frontier.
+        compute_factor: compute of one run and the load over the least with which the frontier reaches its loss: 1 or
+            more.
         best_N, best_D: the optimum at the compute of one run.
         loss_in_one: least loss if all of its runs' compute went into one run.
         behind: (difference of loss from the best option, interval of it by paired draws or None); None: is the best.
@@ -102,12 +104,14 @@ class Compared:
     best_D: float
     loss_in_one: float
     behind: tuple[float, tuple[float, float] | None] | None = None
+    serving_flops: float = 0.0
 
 
 @dataclass(frozen=True)
 class OptionComparison(Shown):
     """Options in the order given; `best` has the least expected loss; `sentence` says how sure that is.
 
+    With a load to serve `best` is the option that takes least over the fewest FLOPs, training and serving, of its loss.
     `sure`: whether the paired differences to all others exclude 0 at `level`; None where the law has no draws.
     """
 
@@ -120,14 +124,13 @@ class OptionComparison(Shown):
 
     def cells(self) -> list[list[str]]:
         """A table, the first row with heads; without the column of intervals where there are none."""
-        table = [["option", "FLOPs", "loss", f"{self.level:.0%}", "over optimum", "compute"]]
+        table = [["option", "FLOPs", "to serve", "loss", f"{self.level:.0%}", "over optimum", "compute"]]
         for row in self.rows:
             between = "" if row.interval is None else "[{:.4f}, {:.4f}]".format(*row.interval)
-            cells = (f"{row.flops:.3g}", f"{row.loss:.4f}", between, f"{row.excess_loss:.4f}")
-            table.append([str(row.option), *cells, f"{row.compute_factor:.3g}×"])
-        if not any(row.interval for row in self.rows):
-            table = [[*line[:3], *line[4:]] for line in table]
-        return table
+            cells = (f"{row.flops:.3g}", f"{row.serving_flops:.3g}", f"{row.loss:.4f}", between)
+            table.append([str(row.option), *cells, f"{row.excess_loss:.4f}", f"{row.compute_factor:.3g}×"])
+        without = {2: not self.rows[0].serving_flops, 4: not any(row.interval for row in self.rows)}
+        return [[cell for i, cell in enumerate(line) if not without.get(i)] for line in table]
 
     def __str__(self) -> str:
         return "\n".join([*aligned(self.cells()), self.sentence, f"by: {self.law}"])
@@ -148,14 +151,19 @@ class _Best(NamedTuple):
     N: float
     D: float
     loss: float
-    flops: float
+    total_flops: float
+
+
+SIZES = np.geomspace(0.02, 1, 60)
+"""Over the best size without a load, between which the best with one is looked for."""
 
 
 @dataclass(frozen=True)
 class _OwnFrontier:
-    """What `Frontier` is asked, put to own runs; FLOPs as these spent them."""
+    """What `Frontier` is asked, put to own runs; FLOPs as these spent them, and `serving` of a parameter's."""
 
     posterior: Posterior
+    serving: float = 0.0
 
     def loss(self, N: float, D: float, seed: int = 0) -> Array:
         """Nats per token of a run, the median first, then by draw; two seeds: runs with noises of their own."""
@@ -168,8 +176,13 @@ class _OwnFrontier:
     def at_budget(self, C: float) -> _Best:
         line = self.posterior.line(C)
         N = math.exp(float(np.median(self.posterior.sizes(line))))
-        D = float(line.tokens(N))
-        return _Best(N, D, float(self.loss(N, D)[0]), C)
+        if not self.serving:
+            D = float(line.tokens(N))
+            return _Best(N, D, float(self.loss(N, D)[0]), C)
+        left = [(size, 1 - self.serving * size / C) for size in N * SIZES if self.serving * size < C]
+        found = [(size, float(line.tokens(size)) * share) for size, share in left]
+        losses = [float(self.loss(*each)[0]) for each in found]
+        return _Best(*found[int(np.argmin(losses))], min(losses), C)
 
     def at_loss(self, loss: float) -> _Best:
         """The least FLOPs that reach it, by halving."""
@@ -180,14 +193,19 @@ class _OwnFrontier:
         while high > 1.001 * low:
             middle = math.sqrt(low * high)
             low, high = (middle, high) if self.at_budget(middle).loss > loss else (low, middle)
-        return best._replace(flops=high)
+        return best._replace(total_flops=high)
 
 
 MOST_FLOPS = 1e40
 
 
 def compare_options(
-    options: Sequence[str | Option], law: str | Law | Published | Posterior, *, level: float = 0.8
+    options: Sequence[str | Option],
+    law: str | Law | Published | Posterior,
+    *,
+    inference_tokens: float = 0.0,
+    unique_tokens: float | None = None,
+    level: float = 0.8,
 ) -> OptionComparison:
     """Compare options by a law: loss of each run, and how far from the best use of the same compute.
 
@@ -198,6 +216,8 @@ def compare_options(
         options: such as "2x50B:300B", or `Option`s.
         law: a published name with a loss, a law of N and D such as `fit_law(…).law`, or own runs' `Posterior`, whose
             intervals hold a run's noise and what no law foresees beyond the runs.
+        inference_tokens: to be served by one run of an option, at 2·N FLOPs each (Sardana et al. 2023).
+        unique_tokens: the stock that a D beyond it repeats (Muennighoff et al. 2023).
         level: of the intervals.
 
     Raises:
@@ -218,12 +238,18 @@ def compare_options(
     frontier: Frontier | _OwnFrontier
     point: Frontier | _OwnFrontier
     if isinstance(known, Posterior):
-        frontier = point = _OwnFrontier(known.towards(max(known.flops(item.N, item.D) for item in parsed)))
+        if unique_tokens is not None and any(unique_tokens < item.D for item in parsed):
+            raise ValueError("own runs of single epochs state no loss of repeated tokens: --law muennighoff2023 does")
+        held = known.towards(max(known.flops(item.N, item.D) for item in parsed))
+        frontier = point = _OwnFrontier(held, INFERENCE_FLOPS * check.check_inference_tokens(inference_tokens))
         source = f"your own {known.n} run{'s' * (known.n > 1)}, shrunk towards what others showed, as `isoflop plan`"
         losses = [frontier.loss(item.N, item.D, seed) for seed, item in enumerate(parsed)]
     else:
         law, source = law_and_source(known)
-        frontier, point = Frontier(law), Frontier(Law(law.form, law.constants, law.convention))
+        frontier, point = (
+            Frontier(each, inference_tokens, unique_tokens)
+            for each in (law, Law(law.form, law.constants, law.convention))
+        )
         losses = [np.atleast_1d(frontier.loss(np.asarray(item.N), np.asarray(item.D))) for item in parsed]
     if isinstance(known, Published):
         for item, values in zip(parsed, losses, strict=True):
@@ -234,6 +260,7 @@ def compare_options(
                 raise ValueError(f"{item}: {why}; runs of your own (--runs) can answer")
     rows = [_compared(item, values, point, level) for item, values in zip(parsed, losses, strict=True)]
     best = min(range(len(rows)), key=lambda i: (rows[i].loss, rows[i].flops))
+    nearest = min(rows, key=lambda row: row.compute_factor)
     for i, values in enumerate(losses):
         if i != best:
             apart = values - losses[best]
@@ -242,18 +269,28 @@ def compare_options(
     drawn = len(losses[best]) > 1
     close = [row for row in rows if row.behind and row.behind[1] and row.behind[1][0] <= 0]
     sure = not close if drawn else None
-    return OptionComparison(tuple(rows), parsed[best], sure, _sentence(rows, best, close, drawn, level), level, source)
+    chosen, sentence = parsed[best], _sentence(rows, best, close, drawn, level)
+    if inference_tokens and len(rows) > 1:
+        chosen, sentence = (
+            nearest.option,
+            (
+                f"{nearest.option} is nearest to the frontier with the load: training and serving take "
+                f"{nearest.compute_factor:.3g} times the fewest FLOPs that reach its loss. {sentence}"
+            ),
+        )
+    return OptionComparison(tuple(rows), chosen, sure, sentence, level, source)
 
 
 def _compared(option: Option, losses: Array, frontier: Frontier | _OwnFrontier, level: float) -> Compared:
-    each = option.flops / option.count if isinstance(frontier, Frontier) else frontier.flops(option)
     loss = float(losses[0])
-    best = frontier.at_budget(each)
-    factor = each / frontier.at_loss(loss).flops if loss > best.loss else 1.0
-    in_one = best.loss if option.count == 1 else frontier.at_budget(each * option.count).loss
+    each = frontier.flops(option) if isinstance(frontier, _OwnFrontier) else option.flops / option.count
+    serving = (frontier.serving if isinstance(frontier, _OwnFrontier) else frontier.cost.fixed) * option.N
+    best = frontier.at_budget(each + serving)
+    factor = (each + serving) / frontier.at_loss(loss).total_flops if loss > best.loss else 1.0
+    in_one = best.loss if option.count == 1 else frontier.at_budget(each * option.count + serving).loss
     between = interval(losses[1:], level) if len(losses) > 1 else None
     excess = max(loss - best.loss, 0.0)
-    return Compared(option, option.flops, loss, between, excess, factor, best.N, best.D, in_one)
+    return Compared(option, option.flops, loss, between, excess, factor, best.N, best.D, in_one, serving_flops=serving)
 
 
 def _sentence(rows: list[Compared], best: int, close: list[Compared], drawn: bool, level: float) -> str:
