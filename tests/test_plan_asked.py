@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import isoflop.fit
+import study_runs
 from isoflop.cli import app
 
 SIZES = (0.2, 0.4, 0.7, 1.0, 1.5, 2.5, 5.0)
@@ -177,3 +180,18 @@ def test_options_of_one_loss_and_of_nearly_one_compute() -> None:
     assert ": 100B:200B and 100B:200B have" not in (shown := asked("compare", "100B:200B", "100.1B:200B")[0])
     assert "100B:200B and 100B:200B have the same expected loss, 2.0414." in shown and "has the least" not in shown
     assert "1e+02%" not in shown and "of its compute" not in asked("compare", "100B:200B", "200B:100.1B")[0]
+
+
+@pytest.mark.parametrize("imported", [True, False])
+def test_records_of_other_tools_are_held_to_the_same(imported: bool) -> None:
+    runs = []
+    for run in study_runs.sweep(budgets=(1e18, 1e19), sizes=5):
+        points = [replace(point, flops=None if point.flops is None else point.flops / 3) for point in run.points]
+        extra = {**run.extra, "imported": {"from": "wandb"}} if imported else run.extra
+        runs.append(replace(run, points=points, extra=extra))
+    own = isoflop.fit.learn_from(runs)
+    assert len(own.points) == 10
+    assert {round(run.C / run.N / run.D) for run in own.points} == ({6} if imported else {2})
+    found = isoflop.study(runs)
+    rates = found.C / found.columns["N"] / found.columns["D"]
+    assert np.allclose(rates, 6 if imported else 6.5 / 3, rtol=0.01)
