@@ -285,6 +285,6 @@ def test_fixed_tokens_keep_to_the_deadline(tokens: str, more: tuple[str, ...]) -
 
 
 def test_a_deadline_that_no_size_keeps_is_doubted() -> None:
-    shown, found = plan("--devices", "8xH100", "--max-hours", "6", "--tokens", "300B", "--seq", "1048576", columns=160)
+    shown, found = plan("--devices", "8xH100", "--max-hours", "6", "--tokens", "300B", "--seq", "600000", columns=160)
     late = found["warnings"][0]
     assert shown.startswith("doubt ") and late.startswith("training takes ") and late.endswith("of the 6 hours")
