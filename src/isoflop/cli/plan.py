@@ -130,8 +130,8 @@ def plan(
             rate=answer.flops / (answer.N * answer.D) if runs else TRAINING_FLOPS,
         )
         if recipe is not None and max_hours is not None and recipe.flops > (1 + 1e-3) * allowed:
-            late = f"training takes {digits(recipe.flops / allowed * max_hours)} of the {digits(max_hours)} hours"
-            answer = replace(answer, doubts=(late, *answer.doubts))
+            over = f"training takes {digits(recipe.flops / allowed * max_hours)} of the {digits(max_hours)} hours"
+            answer = replace(answer, doubts=(over, *answer.doubts))
         late = budget is not None and allowed < (1 + 1e-9) * answer.flops and allowed < budget
         if late:
             limit = f"--max-hours limit training to {allowed:.3g} of the budget's {budget:.3g} FLOPs"

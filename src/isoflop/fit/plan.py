@@ -313,7 +313,7 @@ def _by_runs(
     kinds = {name: [cells[i] for i in kept.tolist()] for name, cells in kinds.items()}
     poor = not trust.describes
     why = fitted.poor if fitted is not None else ""
-    if (posterior.misfit or 0.0) > max(POOR, (fitted and fitted.misfit) or 0.0):
+    if posterior.misfit is not None and posterior.misfit > max(POOR, (fitted and fitted.misfit) or 0.0):
         residuals, slopes = posterior.residuals(N, D, L)
         explain = explaining(residuals, slopes, kinds, (N, D, C, D / N))
         why = describe_misfit(float(np.median(posterior.noise)), posterior.misfit, explain, far_runs(residuals, N, D))

@@ -123,8 +123,8 @@ def refused(x: Array, loss: Array, method: Method = "parabola") -> str | None:
     vertex, _, upwards = _parabola(x, loss) if method == "parabola" else akima(x[rows], loss[rows])
     rises = np.diff(loss[np.argsort(x)]) > 0
     if not upwards and (rises.all() or not rises.any()):  # falls all the way to one end
-        upwards, vertex = True, x[np.argmin(loss)]
-    if not upwards:
+        vertex = x[np.argmin(loss)]
+    elif not upwards:
         return "its parabola opens downwards"
     if vertex <= x.min():
         return f"its loss is least at or below the smallest size, {np.exp(x.min()):.3g} parameters: add smaller ones"

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
-from isoflop.laws.forms import LEAST_RATE, usual_loss
+from isoflop.laws.forms import short_of_training, usual_loss
 from isoflop.laws.quantities import LEAST, UNITS
 from isoflop.record.run import Point, Run
 
@@ -429,6 +429,9 @@ class RunCurve:
 def curve_of_run(run: Run) -> RunCurve:
     """The columns of a run's points."""
     points = run.points
+    flops, tokens = _column(points, "flops"), _column(points, "data_tokens")
+    if "imported" in run.extra:
+        flops = np.where(short_of_training(flops, tokens, run.parameters), np.nan, flops)
     names = dict.fromkeys(name for point in points for name in point.losses)
     extra = dict.fromkeys(name for point in points for name in point.extra)
     nonfinite = {
@@ -439,8 +442,8 @@ def curve_of_run(run: Run) -> RunCurve:
     return RunCurve(
         replace(run, points=()),
         step=np.array([point.step for point in points], dtype=float),
-        tokens=_column(points, "data_tokens"),
-        flops=_measured(run),
+        tokens=tokens,
+        flops=flops,
         batch=_column(points, "batch_tokens"),
         lr=_column(points, "lr"),
         count=_column(points, "interval_steps"),
@@ -449,16 +452,6 @@ def curve_of_run(run: Run) -> RunCurve:
         nonfinite=nonfinite,
         extra={name: _numbers([point.extra.get(name) for point in points]) for name in extra},
     )
-
-
-def _measured(run: Run) -> Array:
-    """Training FLOPs by point; NaN where another tool's are less than training takes (`isoflop.laws.forms`)."""
-    flops, counts = _column(run.points, "flops"), run.parameters
-    frozen = counts.get("trainable", counts.get("total", 0)) < counts.get("total", 0)
-    if "imported" not in run.extra or frozen:
-        return flops
-    N = min((count for name, count in counts.items() if name != "total"), default=counts.get("total", 0) / 2)
-    return np.where(flops < LEAST_RATE * N * _column(run.points, "data_tokens"), np.nan, flops)
 
 
 def _column(points: Sequence[Point], name: str) -> Array:

@@ -117,7 +117,7 @@ def recipe_of(
     """The recipe of N parameters for `flops`, serving included; None: the family has no such size.
 
     Attention is counted in training and in serving: both together spend `flops`, and training at most `training`. Where
-    D is fixed, or serving takes the budget, N makes room for it; with D fixed it is the largest that fits.
+    D is fixed, or serving takes the budget, N makes room for it; with D fixed it is the largest within `training`.
 
     Args:
         N: parameters; of a mixture of experts those that are active.
@@ -153,7 +153,7 @@ def recipe_of(
     shape = _nearest(family, N, counted)
     pinned = 1.0 if tokens else serving * TRAINING_FLOPS * N / flops
     if shape is not None and pinned > HALF:
-        most = min(flops / (tokens + serving), training / tokens) if tokens else 0.0
+        most = training / tokens if tokens and training < math.inf else 0.0
         room = N * (TRAINING_FLOPS * shape.N / shape.flops_per_token) ** pinned
         shape = _nearest(family, room, counted, lambda shape: each_token(shape) <= most)
     if shape is None:

@@ -13,7 +13,7 @@ from inspect import signature
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
 
@@ -57,7 +57,7 @@ LEAST_RATE, ALIKE = 5.7, 1.05
 """FLOPs per parameter and token, of rounded columns, below which no training step of a dense model stays; a factor."""
 
 
-def understated(C: ArrayLike, N: ArrayLike, D: ArrayLike) -> Array:
+def understated(C: ArrayLike, N: ArrayLike, D: ArrayLike) -> NDArray[np.bool_]:
     """Which runs' C is less than training took: the forward pass alone, or the part of one device of several [n].
 
     A training step takes 6 FLOPs per parameter and token or more. Where N counts tables of embeddings, which no token
@@ -72,7 +72,15 @@ def understated(C: ArrayLike, N: ArrayLike, D: ArrayLike) -> Array:
     low, order = rate < LEAST_RATE, np.argsort(size, kind="stable")
     known = rate[order][np.isfinite(rate[order])]
     rising = known.size > 1 and known[-1] > ALIKE * known[0] and np.all(known[1:] * ALIKE >= known[:-1])
-    return np.zeros_like(low) if rising else low
+    return np.asarray(low & (not rising))
+
+
+def short_of_training(C: ArrayLike, D: ArrayLike, counts: Mapping[str, int | None]) -> NDArray[np.bool_]:
+    """Where C of a run on D tokens is less than training took, by its counts of parameters; not with frozen ones."""
+    known = {name: count for name, count in counts.items() if count}
+    total = known.pop("total", 0)
+    N = min(known.values(), default=total / 2) if known.get("trainable", total) >= total else 0
+    return np.asarray(values(C) < LEAST_RATE * N * values(D))
 
 
 def typical_rate(C: ArrayLike, N: ArrayLike, D: ArrayLike) -> float:
