@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from isoflop.fit.alternatives import known_line
+from isoflop.fit.drifting_law import PriorLine
 from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.runs import curve_of_run, end_of_curve
 from isoflop.laws.forms import compute_of
@@ -132,6 +134,12 @@ class OwnRuns:
         drawn = np.exp(self.posterior.least(self.posterior.line(C)))
         low, middle, high = np.quantile(drawn, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
         return float(middle) if (high - low) / 2 <= WIDEST * middle else None
+
+
+def known_of(runs: Iterable[Run]) -> PriorLine:
+    """What is known without runs, of the optimizers that these name."""
+    families = {task_of(run.task, run.parameters, run.model).optimizer for run in runs} - {None, "adam"}
+    return known_line(next(iter(sorted(filter(None, families))), None))
 
 
 def learn_from(

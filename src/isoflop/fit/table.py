@@ -464,7 +464,7 @@ class _Reading:
         if LOSS_NAME not in self.rows[0] and (short := understated(flops, N, D)).any():
             middle, some = float(np.median(rates[short])), "" if short.all() else f" of {short.sum()} runs"
             forward = ", those of the forward pass" if FORWARD_ONLY[0] < middle < FORWARD_ONLY[1] else ""
-            self.doubts.append(
+            self.unlike.append(
                 f"column C{some} has {middle:.2g} FLOPs per parameter and token{forward}, and training takes 6: 6·N·D "
                 "is used"
             )

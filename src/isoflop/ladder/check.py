@@ -10,6 +10,7 @@ there first.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,11 +117,12 @@ FOLLOWS = 0.5
 """Correlation of what the law misses with ln steps from which on steps explain it."""
 
 
-def by_steps(steps: Array, N: Array, D: Array, loss: Array, posterior: Posterior) -> dict[str, float]:
-    """How many steps runs [n] have, where these are few and explain what the law misses; else empty."""
-    beyond = [int(count) - warmup_of(int(count)) for count in steps]
+def by_steps(ends: Sequence[float], N: Array, D: Array, loss: Array, posterior: Posterior) -> dict[str, float]:
+    """How many steps runs [n] have (`ends`), where these are few and explain what the law misses; else empty."""
+    steps = np.array(ends)
+    beyond = [int(count) - warmup_of(int(count)) for count in ends]
     if min(beyond) >= FEWEST_STEPS or np.ptp(steps) == 0:
         return {}
     follows = float(np.corrcoef(posterior.residuals(N, D, loss)[0], np.log(steps))[0, 1])
-    known = {"least": float(steps.min()), "most": float(steps.max()), "enough": FEWEST_STEPS, "follows": follows}
+    known = {"least": float(steps.min()), "most": float(steps.max()), "enough": float(FEWEST_STEPS)}
     return known if follows > FOLLOWS else {}

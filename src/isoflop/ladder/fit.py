@@ -19,11 +19,11 @@ import numpy as np
 
 from isoflop.arrays import Array
 from isoflop.console import Shown
-from isoflop.fit.alternatives import known_line
 from isoflop.fit.approaches import ApproachComparison, Row, compare_approaches, side_by_side
 from isoflop.fit.drifting_law import RATIO, SPLIT, SPLIT_SD, BudgetLine
 from isoflop.fit.law_fit import fit_law
 from isoflop.fit.optimal_line import quantile
+from isoflop.fit.own_runs import known_of
 from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.robust import Outlier, kept_rows
 from isoflop.fit.runs import (
@@ -45,7 +45,6 @@ from isoflop.laws.quantities import short
 from isoflop.record.paths import check_location, location_of
 from isoflop.record.reader import read_runs
 from isoflop.record.run import DEFAULT_N, Run
-from isoflop.record.task import task_of
 
 FEWEST = 6
 """Runs that are fitted: fewer tell less than the prior."""
@@ -205,9 +204,8 @@ class Doubt(Enum):
         "loss (Kaplan et al. 2020). Do not extrapolate it: larger runs will reach lower losses than it says"
     )
     FEW_STEPS = (
-        "the law does not describe these runs: with {least:,.0f} to {most:,.0f} steps each, losses follow the number "
-        "of steps (its correlation with what the law misses is {follows:.2f}). Train them for {enough:,.0f} or more "
-        "beyond their warm-up, on more tokens or in smaller batches (isoflop ladder plan --min-steps)"
+        "the law does not describe these runs: with {least:,.0f} to {most:,.0f} steps, losses follow their number, "
+        "which explains what the law misses. Train for {enough:,.0f} or more beyond warm-up (ladder plan --min-steps)"
     )
     NOT_PREDICTED = (
         "the law does not describe these runs: from the smaller ones it does not predict the largest rung to within "
@@ -341,9 +339,7 @@ class LadderFit(Shown):
     @property
     def _known(self) -> Row:
         """What published sweeps say without these runs."""
-        runs = [curve.run for curve in self.finished.curves]
-        families = {task_of(run.task, run.parameters, run.model).optimizer for run in runs} - {None, "adam"}
-        prior, reach = known_line(next(iter(families), None)), quantile(self.level)
+        prior, reach = known_of(curve.run for curve in self.finished.curves), quantile(self.level)
         sd, slope = prior.at(self.target.C)[1], self.target.slope
         N = self.target.size_of_ratio(RATIO)
         D = float(self.target.tokens(N))
@@ -501,11 +497,10 @@ def _warnings(
     if not check.well:
         told = {"odds": math.exp(min(check.odds, 99)), "moves": check.moves, "noise": check.noise}
         told["floorless"] = math.exp(min(check.trust.floorless or 0.0, 99))
-        found = (not check.trust.has_floor, check.moving, check.noisy, True)
-        which = (Doubt.FLOORLESS, Doubt.MOVES, Doubt.NOISY, Doubt.NOT_PREDICTED)[found.index(True)]
-        steps = np.array([curve.step[-1] for curve in finished.curves])
-        follows = by_steps(steps, N, D, L, posterior)
-        yield FitWarning(Doubt.FEW_STEPS, follows) if follows else FitWarning(which, told)
+        told |= (few := by_steps([curve.step[-1] for curve in finished.curves], N, D, L, posterior))
+        found = (bool(few), not check.trust.has_floor, check.moving, check.noisy, True)
+        which = (Doubt.FEW_STEPS, Doubt.FLOORLESS, Doubt.MOVES, Doubt.NOISY, Doubt.NOT_PREDICTED)[found.index(True)]
+        yield FitWarning(which, told)
     best = float(np.exp(np.median(posterior.sizes(target.at(posterior.largest)))))
     there = N[posterior.largest / NEAR <= C]
     if best >= there.max():
