@@ -252,7 +252,7 @@ def test_the_envelope_of_planted_curves(alpha, beta):
     N, C, L = (np.array([getattr(m, k) for m in found.minima]) for k in "NCL")
     assert (np.diff(N) >= 0).all() and (np.diff(C) > 0).all() and (np.diff(L) < 0).all()
     assert N.min() > 1e7 * 1.01 and N.max() < 1e10 / 1.01
-    assert any("left out: the smallest size is the best" in w for w in found.warnings)
+    assert any("FLOPs the smallest size is the best: add smaller ones" in w for w in found.warnings)
 
 
 TWENTY = law(0.35, 0.35, 450, 1284)

@@ -301,9 +301,9 @@ def _sentence(rows: list[Compared], best: int, close: list[Compared], drawn: boo
     said = f"{name} has the least expected loss, {loss:.4f}"
     if len(alike) > 1:
         said = f"{' and '.join(alike)} have the same expected loss, {loss:.4f}"
-    close = [row for row in close if str(row.option) not in alike]
+    tied, close = close, [row for row in close if str(row.option) not in alike]
     if len(alike) == len(rows):
-        said += "."
+        said += f"; which is better is not sure: at {level:.0%} the difference includes 0." if tied else "."
     elif not drawn:
         said += "; the law has no draws, so how sure the order is stays unknown."
     elif close:

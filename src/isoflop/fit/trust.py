@@ -164,7 +164,7 @@ class Trust:
     @property
     def has_floor(self) -> bool:
         """Whether the law's irreducible loss is nothing that the runs argue against."""
-        return self.floorless is None or self.floorless <= ODDS
+        return self.floorless is None or bool(self.floorless <= ODDS)
 
     @property
     def describes(self) -> bool:
