@@ -246,9 +246,9 @@ def a_record(
     folder: Path, run_id: str, parameters: dict[str, Any], losses: list[dict[str, float]], tokens: int
 ) -> None:
     log = RecordLog.create(folder, run_id, {"name": f"run-{run_id}", "parameters": parameters})
-    for step, loss in enumerate(losses, start=1):
-        log.point(Point(step=step, tokens=step * tokens, padding=0, flops=step * 10**15, losses=loss))
-    log.end(len(losses), "completed")
+    for i, loss in enumerate(losses, start=1):  # all in the last 5% of the run
+        log.point(Point(step=100 + i, tokens=i * tokens, padding=0, flops=i * 10**15, losses=loss))
+    log.end(100 + len(losses), "completed")
     log.close()
 
 
@@ -266,7 +266,7 @@ def test_records_of_a_folder(tmp_path: Path) -> None:
     assert found.taken == {"N": "N_total", "D": "D", "C": "C", "loss": "eval/val"} and found.convention == "total"
     assert read_table([folder], ("N", "loss"), convention="non_embedding", loss="train").columns == {
         "N": [1e6, 8e6],
-        "loss": [4.5, 4.0],
+        "loss": [4.75, 4.0],
     }
     a_record(tmp_path / "other", "d", sizes, [{"train": 4.0}], 10**9)  # one run without the evaluation: not mixed
     assert read_table([folder, tmp_path / "other" / "isoflop-d.jsonl"], ("loss",)).taken == {"loss": "train"}

@@ -308,7 +308,8 @@ def test_columns_are_named_and_rows_picked(tmp_path: Path) -> None:
         ),
         (
             "N,D,loss\n1e9,2e10,2.5\nbig,2e10,2.5\n",
-            "line 3 of runs.csv, column 'N': expected a number, got 'big'; correct it or leave the run out (--where)",
+            "line 3 of runs.csv, column 'N': expected a number, got 'big'; correct it or leave the run out: --where "
+            "'N!=\"big\"'",
         ),
         (
             "N,tokens,loss\n1e9,,2.5\n",

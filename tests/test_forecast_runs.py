@@ -81,9 +81,9 @@ def test_no_runs_or_too_short_ones_change_nothing() -> None:
 
 def test_a_run_that_decayed_before_its_plan_did_has_no_final_loss_of_it() -> None:
     run = Planted().run(COSINE)
-    assert not run.stopped_early
+    assert not run.not_of_plan
     early = dataclasses.replace(run, lr=np.where(run.steps > 0.8 * run.total_steps, 0.0, run.lr))
-    assert early.stopped_early.startswith("its learning rate left its plan at step 3,2")
+    assert early.not_of_plan.startswith("its learning rate left its plan at step 3,2")
 
 
 def test_another_schedule_from_here_against_the_run_that_took_it() -> None:

@@ -146,7 +146,8 @@ def test_runs_that_do_not_count_are_named(tmp_path: Path, plan: LadderPlan):
         record_run(tmp_path, run, share=0.5 if i == 0 else 1.0)
     found = fit_ladder_runs([tmp_path], plan=plan)
     assert len(found.finished.runs) == len(plan.runs) - 2
-    assert found.finished.left_out == (f"{plan.runs[0].name}: it was interrupted",)
+    (left_out,) = found.finished.left_out
+    assert re.fullmatch(rf"{plan.runs[0].name}: it ended at step [0-9,]+ of [0-9,]+ planned", left_out)
     assert set(found.finished.missing) == {plan.runs[0].name, plan.runs[-1].name}
 
 
@@ -189,7 +190,7 @@ def test_one_run_is_no_verdict():
 
 def test_too_few_runs_say_why(tmp_path: Path, plan: LadderPlan):
     record_run(tmp_path, plan.runs[0], share=0.5)
-    with pytest.raises(ValueError, match=r"at least 6 finished runs of 3 sizes, got 0 of 0\n.*it was interrupted"):
+    with pytest.raises(ValueError, match=r"at least 6 finished runs of 3 sizes, got 0 of 0\n.*it ended at step"):
         fit_ladder_runs([tmp_path], plan=plan)
 
 

@@ -115,6 +115,6 @@ def test_a_run_that_advice_stopped_leaves_one_too(tmp_path: Path) -> None:
                 break
     known = json.loads((tmp_path / "isoflop-passport.json").read_text())
     assert known["status"] == "interrupted" and known["loss"]["final"] == {"train": None}
-    why = "it was interrupted; its training loss is no finite number from step 20 on"
+    why = "it ended at step 22 of 100 planned; its training loss is no finite number from step 20 on"
     assert known["not_finished"] == why
     assert f"| Not finished | {why} |" in (tmp_path / "isoflop-passport.md").read_text()

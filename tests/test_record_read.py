@@ -211,7 +211,10 @@ def test_folders_are_searched_and_bad_files_reported(tmp_path: Path) -> None:
     told: list[str] = []
     runs = read_runs(tmp_path / "inside", first, str(first), tmp_path / "none", on_problem=told.append)
     assert [run.path for run in runs] == [str(first)]
-    assert len(told) == 3
+    assert len(told) == 4
+    assert any(
+        f"a link to a folder is not followed: name {tmp_path / 'inside' / 'link'} itself" in text for text in told
+    )
     assert any("isoflop-bad.jsonl, got none" in text for text in told)
     assert any("isoflop-pipe.jsonl, got a folder or device" in text for text in told)
     assert any(text.endswith("none, got no such file.") for text in told)

@@ -44,9 +44,14 @@ KeepOutliers = Annotated[
     bool, typer.Option("--keep-outliers", help="Use runs that lie far off the law too; default: left out and named.")
 ]
 FinalLoss = Annotated[
-    str | None, typer.Option(help="Loss of records: `train` or eval/<name> (default: an evaluation's).")
+    str | None,
+    typer.Option(
+        help="Loss of records: `train` or eval/<name> (default: an evaluation's); eval/val=eval/valid,… joins names."
+    ),
 ]
-CurveLoss = Annotated[str, typer.Option(help="Loss of records: `train` or eval/<name>.")]
+CurveLoss = Annotated[
+    str, typer.Option(help="Loss of records: `train`, eval/<name>, or names joined: eval/val=eval/valid,….")
+]
 CurveFiles = Annotated[
     list[Path],
     typer.Argument(

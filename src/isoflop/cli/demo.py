@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import threading
-import warnings
-import webbrowser
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from isoflop.cli.tab import serve as show
 from isoflop.console import reported
 
 
@@ -47,16 +45,4 @@ def demo(
     typer.echo(f"Four records in {output}: try `isoflop report {output} -o report.html` on them.")
     if not serve:
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a library that TensorBoard brings
-        from tensorboard import program
-
-        server = program.TensorBoard()
-        server.configure(argv=["isoflop demo", "--logdir", str(output), "--port", str(port), "--load_fast=false"])
-        address = f"{server.launch()}#isoflop"
-    typer.echo(f"The tab Scaling: {address}   (Ctrl-C ends it)")
-    webbrowser.open(address)
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        raise typer.Exit from None
+    show(output, port, "isoflop demo")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -102,7 +102,7 @@ def fit(
             raise ValueError(
                 f"expected several runs, got one ({table.rows[0]}), which any law fits: `isoflop plan --runs` takes it"
             )
-        labels = None if group is None else _groups(table.labels, group)
+        labels, table = (None, table) if group is None else _grouped(table, group)
         width: float | str = delta if delta == "lad" else _number("--delta", delta)
         fixed = {name: _number(f"--fix {name}", value) for name, value in pairs("--fix", fix).items()}
         nominal = None if budgets is None else amounts("--budgets", budgets)
@@ -151,12 +151,17 @@ def fit(
         _print_approaches(table, fitted, nominal, size)
 
 
-def _groups(labels: Mapping[str, Sequence[str]], group: str) -> list[str]:
-    """The group of each run."""
-    if group not in labels:
-        there = ", ".join(labels) or "none with a few different values"
+def _grouped(table: Table, group: str) -> tuple[list[str], Table]:
+    """The group of each run, and the table without those that are in none."""
+    if group not in table.labels:
+        there = ", ".join(table.labels) or "none with a few different values"
         raise ValueError(f"--group: expected a column that separates groups of runs ({there}), got {group!r}")
-    return list(labels[group])
+    cells = table.labels[group]
+    if out := [name for name, cell in zip(table.rows, cells, strict=True) if not cell]:
+        some = ", ".join(out[:4]) + (f" and {len(out) - 4} more" if len(out) > 4 else "")
+        tell("fit", f"left out: {some}: no {group}")
+        table = table.picked([i for i, cell in enumerate(cells) if cell])
+    return list(filter(None, cells)), table
 
 
 def _own(law: str, group: str | None, own: str | None) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +42,7 @@ def backtest(
     from rich.console import Console
 
     from isoflop import forecast
+    from isoflop.fit.record_set import joined
 
     with reported("backtest", KeyError):
         fractions = [_fraction(text) for text in at.split(",")]
@@ -49,6 +50,7 @@ def backtest(
         if priors not in (LEAVE_OUT, SHIPPED):
             raise ValueError(f"--priors: expected {LEAVE_OUT} or {SHIPPED}, got {priors!r}")
         found = read(runs)
+        found.records, loss = joined(found.records, loss)
         finished, chosen = _material(found, priors, loss)
         for problem in found.problems:
             tell("backtest", f"left out: {problem}")
@@ -66,8 +68,8 @@ def _material(found: Curves, priors: str, loss: str) -> tuple[list[LossCurve], d
     """The runs to replay, and the priors for each organisation's; others are added to the problems."""
     from isoflop.forecast import finished_runs, priors_for, priors_without
 
-    published = [run for run in found.published if not run.stopped_early]
-    found.problems.extend(f"{run.name}: {run.stopped_early}" for run in found.published if run.stopped_early)
+    published = [run for run in found.published if not run.not_of_plan]
+    found.problems.extend(f"{run.name}: {run.not_of_plan}" for run in found.published if run.not_of_plan)
     own, problems = finished_runs(found.records, loss)
     found.problems.extend(problems)
     if priors == SHIPPED:
@@ -135,6 +137,8 @@ def rank(
     The runs must share data, tokenizer and loss.
     """
     from isoflop.figures.text import unique_names
+    from isoflop.fit.record_set import joined
+    from isoflop.fit.runs import unfinished
     from isoflop.forecast import DEFAULT_PRIORS, LossCurve, history_of, learn_priors
     from isoflop.forecast import rank as rank_forecasts
 
@@ -148,6 +152,7 @@ def rank(
             if problem:
                 tell("rank", f"--history: {problem}")
         given = read(runs)
+        given.records, loss = joined(given.records, loss)
         published = [f"{run.dataset}/{run.name}" for run in given.published]
         names = unique_names([*published, *(run.name or run.run_id for run in given.records)])
         tokenizers = sorted({run.tokenizer for run in given.records if run.tokenizer})
@@ -159,23 +164,26 @@ def rank(
         found: dict[str, Forecast] = {}
         ended: dict[str, LossCurve] = {}
         finished: dict[str, bool] = {}
+        stopped: dict[str, str] = {}
         silent: dict[str, str] = {}
         every: list[LossCurve | Run] = [*given.published, *given.records]
         for name, run in zip(names, every, strict=True):
-            finished[name] = at is None and (isinstance(run, LossCurve) or run.status == "completed")
+            early = run.stopped_early if isinstance(run, LossCurve) else run.stopped
+            stopped |= {name: early} if early and at is None else {}
+            finished[name] = at is None and not (early if isinstance(run, LossCurve) else unfinished(run, loss))
             ending = _ending(run, finished[name], priors, at, loss)
             if isinstance(ending, str):
-                silent[name] = ending
+                silent[name] = stopped.get(name, ending)
             elif isinstance(ending, LossCurve):
                 ended[name] = ending
             else:
                 found[name] = ending
         found |= _final_losses(ended)
-        ranked = rank_forecasts(found, finished=finished, silent=silent, keep=keep, sure=sure)
+        ranked = rank_forecasts(found, finished=finished, stopped=stopped, silent=silent, keep=keep, sure=sure)
     if as_json:
         print_json(_ranking_object(ranked))
     else:
-        _print_ranking(ranked)
+        _print_ranking(ranked, {name for name in silent if name not in stopped})
 
 
 def _ending(
@@ -230,16 +238,15 @@ def _final_losses(ended: Mapping[str, LossCurve]) -> dict[str, Forecast]:
     together = (sum(variance * count for variance, count in scatters) / max(telling, 1)) ** 0.5
     found, guessed = {}, []
     for name, curve in ended.items():
-        sd, step = curve.final_error, curve.total_steps
+        sd = curve.final_error
         if sd is None:
             sd = together if telling >= FEWEST_TELLING else UNKNOWN_NOISE * curve.final
             guessed += [name] if telling < FEWEST_TELLING else []
-        if curve.stopped_early:
-            step = int(curve.steps[-1])
-            tell("rank", f"{name}: {curve.stopped_early}; its loss at its last step, {step:,}, is shown")
+        if curve.not_of_plan:
+            tell("rank", f"{name}: {curve.not_of_plan}; its loss at its last step, {curve.steps[-1]:,.0f}, is shown")
         sd = max(sd, 5e-4 * curve.final)
         found[name] = forecast_of(
-            curve.final, sd, level=0.8, step=step, estimator="finished", basis=("its final loss",)
+            curve.final, sd, level=0.8, step=curve.total_steps, estimator="finished", basis=("its final loss",)
         )
     if guessed:
         tell("rank", f"too few losses to know their noise, taken as ±{UNKNOWN_NOISE:.0%}: {', '.join(guessed)}")
@@ -254,7 +261,7 @@ def _ranking_object(ranked: Ranking) -> dict[str, Any]:
             | {"interval": [run.forecast.low, run.forecast.high]}
             | picked(
                 run,
-                "name finished can_stop",
+                "name finished stopped can_stop",
                 probability_before_next="before_next",
                 probability_among_best="among_best",
             )
@@ -291,8 +298,8 @@ def _cells(score: Score) -> tuple[str, str, str]:
     return " / ".join(off), f"{score.coverage:.0%}", f"{score.spoke:.0%}"
 
 
-def _print_ranking(ranking: Ranking) -> None:
-    """Print the order of runs, and which of them can stop."""
+def _print_ranking(ranking: Ranking, open_end: Collection[str]) -> None:
+    """Print the order of runs, and which of them can stop; `open_end`: silent ones that may go on."""
     console = screen(110)
     best = "best" if ranking.keep == 1 else f"best {ranking.keep}"
     heads = ("run", "final loss", "80% interval", "below the next", f"among the {best}", "")
@@ -305,21 +312,25 @@ def _print_ranking(ranking: Ranking) -> None:
             f"{forecast.low:.4f} to {forecast.high:.4f}",
             "–" if run.before_next is None else _probability(run.before_next),
             _probability(run.among_best),
-            "finished" if run.finished else "can stop" if run.can_stop else "",
+            "finished" if run.finished else run.stopped or ("can stop" if run.can_stop else ""),
         )
     for name, reason in ranking.silent.items():
         table.add_row(name, "–", "–", "–", "–", reason)
     console.print(table)
-    if ranking.silent and ranking.runs:
+    if open_end and ranking.runs:
         console.print(
             f"Orders and probabilities are among the {len(ranking.runs)} runs above that have a loss; "
-            f"{len(ranking.silent)} without a forecast may end lower."
+            f"{len(open_end)} without a forecast may end lower."
         )
+    if any(run.stopped for run in ranking.runs):
+        console.print("The loss of a run that ended before its plan is what it was forecast to reach there.")
     if ranking.can_stop:
         names, each = ", ".join(ranking.can_stop), "it does" if len(ranking.can_stop) == 1 else "each of them does"
         console.print(f"Can stop: {names}. With {ranking.sure:.0%} or more {each} not end among the {best}.")
-    elif all(run.finished for run in ranking.runs):
-        console.print("All of them are finished." if ranking.runs else "No run has a forecast.")
+    elif all(run.finished or run.stopped for run in ranking.runs):
+        stopped = any(run.stopped for run in ranking.runs)
+        text = "None of them is under way." if stopped else "All of them are finished."
+        console.print(text if ranking.runs else "No run has a forecast.")
     else:
         console.print(f"None can stop: none is {ranking.sure:.0%} sure not to end among the {best}.")
 

@@ -16,6 +16,7 @@ from isoflop.console import cell, grid, picked, print_json, reported, screen, te
 if TYPE_CHECKING:
     from isoflop.logs import Imported, ImportResult
 
+NONE = "no run was imported"
 ROWS = 40
 """Runs shown; the others are counted."""
 
@@ -68,10 +69,13 @@ def import_(
     seq: Annotated[Several, _several("[RUN=]NUMBER", "Tokens a sequence.")] = None,
     devices: Annotated[Several, _several("[RUN=]NUMBER", "Devices that trained.")] = None,
     table: Annotated[
-        Path | None, typer.Option(help="CSV with these by run: run,params,tokens_per_step,…", exists=True)
+        Path | None,
+        typer.Option(
+            help="CSV with these by run: run,params,tokens_per_step,… Its other columns become groups.", exists=True
+        ),
     ] = None,
     loss: Annotated[
-        Several, _several("[LOSS=]COLUMN", "Column of the training loss; eval/val=COLUMN of another.")
+        Several, _several("[LOSS=]COLUMN", "Column of the training loss; eval/val=COLUMN,… of another.")
     ] = None,
     loss_unit: Annotated[Several, _several("[LOSS=]UNIT", "nats (default), bits, ppl or bpb (bits per byte).")] = None,
     tokens: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of tokens since the run began.")] = None,
@@ -88,7 +92,7 @@ def import_(
     """Import finished runs from other tools' logs, for fit, plan, backtest, rank and report.
 
     The command asks for what a log does not hold; until it is given, the run is imported with its loss by step alone.
-    The exit code is 1 if no run was imported.
+    The exit code is 1 if no run was imported, or most were refused.
     """
     from isoflop.logs import EVERY, Given, import_runs, read_answers, write_run
     from isoflop.record import RecordError
@@ -128,8 +132,8 @@ def import_(
         print_imported(done)
     for question in result.questions:
         tell("import", question)
-    if not done:
-        tell("import", "no run was imported")
+    if not done or result.refused > len(done):
+        tell("import", f"{result.refused} of {result.refused + len(done)} runs were refused" if done else NONE)
         raise typer.Exit(1)
 
 
@@ -187,6 +191,7 @@ def print_imported(done: Sequence[Done]) -> None:
         run, last = each.one.run, each.one.run.points[-1]
         size = run.parameters.get("non_embedding") or run.parameters.get("total")
         steps = "–" if each.one.ends else f"{last.step:,}"
+        steps += f" of {run.planned['steps']:,}" if run.stopped and "steps" in run.planned else ""
         cells = (run.name, each.one.kind, cell(size, short), cell(last.tokens, short), cell(last.flops, ".2e"), steps)
         table.add_row(*map(escape, (*cells, f"{len(run.points):,}", _losses_cell(each.losses), each.action)))
     console.print(table)

@@ -69,6 +69,10 @@ def figure(
         str | None, typer.Option(metavar="LENGTH", help="5.5in, 14cm or 240pt (default: by the style).")
     ] = None,
     dark: Annotated[bool, typer.Option("--dark", help="Light on dark, for slides.")] = False,
+    group: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Colour runs by a column or their folder, not by size."),
+    ] = None,
     column: Column = None,
     where: Where = None,
     n_convention: Counted = None,
@@ -77,16 +81,18 @@ def figure(
     level: Level = 0.9,
 ) -> None:
     """Draw one figure of runs for a paper, and print notes for its caption, such as what is extrapolated."""
-    from isoflop.figures import FIGURES, NoFigure, save
+    from isoflop.figures import FIGURES, NoFigure, by_group, save
     from isoflop.report.report import study_of
 
     with reported("figure", ImportError):
         if kind not in FIGURES:
             raise ValueError(f"--kind: expected one of {', '.join(FIGURES)}, got {kind!r}")
         sources, nominal = _sources("figure", runs, column, where, n_convention, budgets)
-        drawn = FIGURES[kind](study_of(sources, loss=loss, convention=n_convention, level=level, budgets=nominal))
+        made = study_of(sources, loss=loss, convention=n_convention, level=level, budgets=nominal)
+        drawn = FIGURES[kind](made)
         if isinstance(drawn, NoFigure):
             raise ValueError(f"{kind} can't be drawn: {drawn.reason}")
+        drawn = drawn if group is None else by_group(drawn, made, group)
         inches = None if width is None else _inches(width)
         target = Path(f"{kind}.pdf") if output is None else output
         path = save(drawn, target, "dark" if dark else "light", style=style, width=inches)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.figures.curves import broken, ends_series, loss_series
+from isoflop.figures.curves import broken, ends_series, loss_series, unsound
 from isoflop.figures.figure import Axis, Band, Figure, NoFigure, Role, Series, Shades
 from isoflop.figures.study import BEYOND, Study, compute_axis, loss_axis, size_axis, tokens_axis
 from isoflop.figures.text import counted, law_label, listed, parameters
@@ -89,14 +89,15 @@ def loss_flops(study: Study) -> Figure | NoFigure:
         return NoFigure(*LOSS_FLOPS, f"no run has both a loss and its compute: {why}")
     ends = [ends_series(study, rows, study.C[rows], study.columns["loss"][rows])] if rows else []
     fitted, bands, notes = _fitted_frontier(study)
+    grey, named = unsound(study)
     return Figure(
         *LOSS_FLOPS,
         compute_axis(study),
         loss_axis(study),
-        (*curves, *ends, *fitted, *broken(study, study.flops)),
+        (*curves, *ends, *fitted, *grey, *broken(study, study.flops)),
         bands,
         shades=study.sizes(),
-        notes=(*notes, *([study.left_out] if study.left_out else []), *([without] if missing else [])),
+        notes=(*notes, *([study.left_out] if study.left_out else []), *named, *([without] if missing else [])),
     )
 
 
@@ -140,11 +141,13 @@ def loss_against(study: Study, axis: str, loss: str = "") -> Figure | NoFigure:
     """The curves of all runs against an axis of `X_AXES`, without a law; `loss` "" is the study's."""
     label, unit, values = X_AXES[axis]
     shown = replace(study, loss=loss or study.loss)
+    vars(shown).update(unsound=study.unsound)  # by the study's own loss and fit
     curves, missing = loss_series(shown, partial(values, shown))
     if not curves:
         return NoFigure(*LOSS_FLOPS, f"no run has this loss with its {label}")
-    drawn = (*curves, *broken(shown, partial(values, shown)))
-    notes = (f"Not drawn, without this loss or axis: {listed(missing)}.",) if missing else ()
+    grey, named = unsound(shown)
+    drawn = (*curves, *grey, *broken(shown, partial(values, shown)))
+    notes = (*named, *([f"Not drawn, without this loss or axis: {listed(missing)}."] if missing else []))
     return Figure(*LOSS_FLOPS, Axis(label, unit), loss_axis(shown), drawn, shades=shown.sizes(), notes=notes)
 
 

@@ -59,7 +59,24 @@ def run_series(
 
 
 def _of_run(study: Study, curve: RunCurve) -> dict[str, Any]:
+    if curve.run_id in study.unsound:
+        return {"run_id": curve.run_id, "role": "out"}
     return {"run_id": curve.run_id, "shade": study.shade[curve.run_id]}
+
+
+def legend_entry(name: str, **look: Any) -> Series:
+    """An entry of the legend alone."""
+    return Series(name, np.full(1, np.nan), np.full(1, np.nan), **look)
+
+
+def unsound(study: Study) -> tuple[tuple[Series, ...], tuple[str, ...]]:
+    """The legend's entry of the runs that are drawn in grey, and a note that names them."""
+    if not study.unsound:
+        return (), ()
+    names = {curve.run_id: curve.name for curve in study.curves}
+    said = {end.run_id for end in study.ends if end.left_out}  # with the reason, in another note
+    told = "; ".join(name_of(names[run]) + ("" if run in said else f" ({why})") for run, why in study.unsound.items())
+    return (legend_entry("left out of the fit, or diverged", role="out"),), (f"In grey: {told}",)
 
 
 def loss_series(study: Study, x_of: Callable[[RunCurve], Array]) -> tuple[list[Series], list[str]]:
@@ -99,6 +116,7 @@ def ends_series(study: Study, at: Sequence[int], x: Array, y: Array, name: str =
         "kind": "points",
         "labels": tuple(study.counted[i].name for i in at),
         "hover": {name: column[list(at)] for name, column in hover.items()},
+        "ends": tuple(at),
         "shades": study.counted_shades[list(at)],
         **options,
     }
@@ -114,13 +132,14 @@ def learning_curves(study: Study) -> Figure | NoFigure:
     if not curves:
         why = "a table of finished runs has no curves" if not study.curves else f"no record has {said(study.loss)}"
         return NoFigure(*LEARNING_CURVES, why if study.ends else "there are no runs")
-    live = [curve for curve in study.curves if curve.run.status != "completed"]
+    live = [curve for curve in study.curves if curve.run.status == "running"]
     ahead = {curve.name: _forecast(study, curve) for curve in live[-FORECAST:] if curve.name not in missing}
     drawn = [each for each in ahead.values() if not isinstance(each, str)]
     series = [*curves, *(line for line, _ in drawn)]
     if all(each.kind == "points" for each in series):
         return _of_training(study)
     silent = [f"{name_of(name)}: {why}" for name, why in ahead.items() if isinstance(why, str)]
+    grey, named = unsound(study)
     sizes = {curve.size(study.convention) for curve in study.curves} - {None}
     of = counted(len(sizes), "size", "sizes") if sizes else "unknown size"
     notes = {
@@ -135,10 +154,10 @@ def learning_curves(study: Study) -> Figure | NoFigure:
         *LEARNING_CURVES,
         Axis("S, optimizer steps"),
         loss_axis(study),
-        (*series, *broken(study, lambda curve: curve.step)),
+        (*series, *grey, *broken(study, lambda curve: curve.step)),
         tuple(band for _, bands in drawn for band in bands),
         shades=study.sizes(),
-        notes=tuple(note for note, holds in notes.items() if holds),
+        notes=(*(note for note, holds in notes.items() if holds), *named),
     )
 
 

@@ -17,9 +17,10 @@ from isoflop.arrays import Array
 from isoflop.figures.text import sentence
 
 Kind = Literal["line", "points"]
-Role = Literal["run", "fit", "approach 1", "approach 2", "approach 3", "published", "guide", "bad"]
+Role = Literal["run", "fit", "approach 1", "approach 2", "approach 3", "published", "guide", "bad", "out", "group"]
 """What a series is, which is all that a renderer chooses its colour by: `fit` is the law of these runs, `guide` a line
-to read the others by, `bad` what went wrong."""
+to read the others by, `bad` what went wrong, `out` a run that the law does not rest on, `group` a run of the group
+`number`."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Series:
         hover: columns for the reader, as long as x or one number for all: "N", "D", "C", "L" and others by their name.
         low, high: ends of the interval of y, error bars; NaN: none. left, right: of x.
         labels: what to call each point, where a series is of several runs.
+        ends: which of the study's counted ends these are, where a series is of several runs.
         legend: whether it has an entry of its own.
         group: series that are shown and hidden together.
     """
@@ -81,6 +83,7 @@ class Series:
     right: Array | None = None
     shades: Array | None = None
     labels: tuple[str, ...] = ()
+    ends: tuple[int, ...] = ()
     legend: bool = True
     group: str = ""
 
@@ -164,8 +167,8 @@ class Figure:
 
     @property
     def runs(self) -> int:
-        """Number of runs that have a series of their own."""
-        return len({series.run_id for series in self.series} - {None})
+        """Number of runs that have a series of their own in the legend."""
+        return len({series.run_id for series in self.series if series.legend} - {None})
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def plain(text: Any) -> None:
 
 
 def _series(axes: Axes, series: Series, theme: Theme, many: bool) -> Any:
-    zorder = {"guide": 2, "published": 3, "run": 3, "bad": 6}.get(series.role, 4)
+    zorder = {"guide": 2, "out": 2, "published": 3, "run": 3, "bad": 6}.get(series.role, 4)
     if series.shades is not None:
         scale: dict[str, Any] = {"c": series.shades, "cmap": _colour_map(theme), "vmin": 0, "vmax": 1}
         return axes.scatter(series.x, series.y, **scale, s=9, linewidths=0, zorder=zorder)
@@ -217,7 +217,9 @@ def _series(axes: Axes, series: Series, theme: Theme, many: bool) -> Any:
     else:
         marker = {"bad": "x", "published": "D", "approach 2": "D"}.get(series.role, "o")
         look |= {"linestyle": "none", "marker": marker, "markersize": 3.6 if marker == "D" else 3.0}
-        if marker != "x":
+        if series.role == "out":
+            look |= {"markerfacecolor": "none", "markeredgewidth": 0.8, "markeredgecolor": look["color"]}
+        elif marker != "x":
             look |= {"markeredgewidth": 0.5 if marker == "D" else 0, "markeredgecolor": theme.text}
     bars: dict[str, Any] = {f"{axis}err": np.abs(np.stack(ends)) for axis, ends in series.errors.items()}
     if bars:

@@ -23,8 +23,11 @@ ROLES: Mapping[Role, tuple[str, ...]] = {
     "published": ("#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A"),
     "guide": ("#8A8A8A",),
     "bad": ("#CC3311", "#FF6B4A"),
+    "out": ("#A8ADB3", "#5C636B"),
+    "group": ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31"),
 }
-"""Okabe & Ito's palette for what isn't a run; where there are two, the second is for dark. Published: by number."""
+"""Okabe & Ito's palette for what isn't a run; where there are two, the second is for dark. Published, groups: by
+number."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def colour_of(theme: Theme, role: Role, shade: float | None = None, number: int 
         at, steps = low + shade * (high - low), np.linspace(0, 1, len(VIRIDIS))
         return "#" + "".join(f"{round(float(np.interp(at, steps, channel))):02x}" for channel in _CHANNELS)
     colours = ROLES[role]
-    if role == "published":
+    if role in ("published", "group"):
         return colours[number % len(colours)]
     return colours[-1] if theme.dark else colours[0]
 

@@ -43,7 +43,7 @@ WRITTEN = 500
 DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 WIDTHS = {"fit": 2.5, "approach 1": 4.5, "approach 2": 3.0, "approach 3": 1.5}
 """Lines on one another are all seen."""
-SYMBOLS = {"bad": "x", "published": "diamond-open", "approach 2": "diamond"}
+SYMBOLS = {"bad": "x", "out": "circle-open", "published": "diamond-open", "approach 2": "diamond"}
 UNITS = {"N": "parameters", "D": "tokens", "C": "FLOPs", "L": "nats per token"}
 FORMATS = {"C": ".3~g", "L": ".4~f"}
 

@@ -17,10 +17,12 @@ from isoflop.arrays import Array
 from isoflop.figures.figure import Axis, Scale, Shades
 from isoflop.figures.text import Indices, counted, listed, loss_label, parameters, unique_names
 from isoflop.fit.approaches import ApproachComparison, NoApproach, compare_approaches, side_by_side
+from isoflop.fit.columns import tells_kinds
 from isoflop.fit.law_fit import LawFit, fit_law
 from isoflop.fit.optimal_line import Approach
+from isoflop.fit.record_set import groups_of
 from isoflop.fit.robust import describe_outliers, kept_rows
-from isoflop.fit.runs import RunCurve, RunEnd, check_runs, curve_of_run, end_of_curve
+from isoflop.fit.runs import RunCurve, RunEnd, check_runs, curve_of_run, end_of_curve, ends_before
 from isoflop.fit.uncertainty import FEW, Gap
 from isoflop.laws import PF_DAY, Law, Published, published, short
 from isoflop.laws.forms import compute_of, typical_rate
@@ -79,7 +81,9 @@ def ends_of_table(
 def kinds_of(ends: tuple[RunEnd, ...]) -> dict[str, list[str]]:
     """Cells of the columns that tell kinds of runs, each [n]."""
     found = [dict(end.kinds) for end in ends]
-    return {name: [each.get(name, "") for each in found] for name in dict.fromkeys(n for each in found for n in each)}
+    names = dict.fromkeys(name for each in found for name in each)
+    columns = {name: [each.get(name, "") for each in found] for name in names}
+    return {name: cells for name, cells in columns.items() if tells_kinds(name, cells)}
 
 
 PUBLISHED = ("hoffmann2022-approach1", "besiroglu2024", "kaplan2020-allocation", "deepseek2024")
@@ -176,6 +180,14 @@ class Study:
         """Names of the runs whose compute was not measured, so that 6·N·D stands for it."""
         curves = {curve.run_id: bool(np.isfinite(curve.flops).any()) for curve in self.curves}
         return tuple(end.name for end in self.ends if not curves.get(end.run_id or "", end.flops is not None))
+
+    @cached_property
+    def unsound(self) -> dict[str, str]:
+        """Why the law does not rest on a run that has ended: it stopped early, diverged, or lies far off; by run."""
+        far = [self.counted[run.row] for run in self.fit.left_out] if self.fit is not None else []
+        outliers = {end.run_id: "far off the law" for end in far}
+        why = {curve.run_id: curve.run.stopped or curve.rose or outliers.get(curve.run_id) for curve in self.curves}
+        return {run: text for run, text in why.items() if text}
 
     @cached_property
     def _fitted(self) -> tuple[LawFit | None, tuple[str, ...], str]:
@@ -339,7 +351,11 @@ def study(
     curves = _told_apart([run if isinstance(run, RunCurve) else curve_of_run(run) for run in given])
     loss = loss or (_common_loss(curves) if curves else "final loss")
     convention = convention or common_n(curve.run.parameters for curve in curves)
-    ends = tuple(end_of_curve(curve, loss, convention) for curve in curves)
+    kinds = groups_of([curve.run for curve in curves])
+    ends = tuple(
+        replace(end_of_curve(curve, loss, convention), kinds=tuple(mine.items()))
+        for curve, mine in zip(curves, kinds, strict=True)
+    )
     return Study(
         curves=curves,
         ends=(*ends, *table),
@@ -363,8 +379,12 @@ def _told_apart(curves: Sequence[RunCurve]) -> tuple[RunCurve, ...]:
 
 def _common_loss(curves: Sequence[RunCurve]) -> str:
     """An evaluation's that all runs have, else the training loss."""
-    names = [[name for name, values in curve.losses.items() if np.isfinite(values).any()] for curve in curves]
-    names = [each for each in names if each]
+    steps = [{name: at for name in curve.losses if len(at := curve.steps_of(name, True))} for curve in curves]
+    names = [
+        [name for name, at in mine.items() if not ends_before(curve.run.steps_done, float(at[-1]), name)] or [*mine]
+        for curve, mine in zip(curves, steps, strict=True)
+        if mine
+    ]
     common = [name for name in (names[0] if names else ()) if all(name in others for others in names)]
     return next((name for name in common if name.startswith("eval/")), "train")
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 import math
 import operator
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from isoflop.fit.runs import BadData
 from isoflop.laws.quantities import PF_DAY
-from isoflop.logs.facts import EPOCHS, EXPERTS, NO_END, UNIQUE
-from isoflop.logs.files import cell_number
+from isoflop.logs.facts import DATA, EPOCHS, EXPERTS, NO_END, UNIQUE, fact_of
+from isoflop.logs.files import MARKS, cell_number, is_blank, mixed_marks
 from isoflop.logs.names import Kind, role_of
 
 GUESSES: dict[str, tuple[str, ...]] = {
@@ -35,8 +36,6 @@ GUESSES: dict[str, tuple[str, ...]] = {
     "perplexity": ("perplexity", "ppl", "val_ppl", "eval_ppl", "val_perplexity", "validation_perplexity"),
 }
 """Names of columns that are taken without being told, in any case and with any separators, the likeliest first."""
-BLANK = ("", "nan", "none", "null", "na", "n/a", "-")
-"""Cells that hold nothing."""
 _SI = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18, "z": 1e21}
 _SI |= {"mega": 1e6, "giga": 1e9, "tera": 1e12, "peta": 1e15, "exa": 1e18, "zetta": 1e21}
 FLOPS_OF_UNITS: dict[str, float] = {
@@ -113,6 +112,11 @@ def column_of(what: str, present: Sequence[str], named: str | None) -> str:
     return found
 
 
+def tells_kinds(name: str, cells: Sequence[str]) -> bool:
+    """Whether a column's cells, one a run, tell kinds of runs: several, and not nearly as many as runs."""
+    return 1 < len(set(cells)) <= len(cells) / (1 if fact_of(name) in DATA else 4)
+
+
 def listed(names: Sequence[str]) -> str:
     """Names in a sentence; of very many the first ones."""
     some = ", ".join(name[:40] for name in names[:30])
@@ -120,15 +124,20 @@ def listed(names: Sequence[str]) -> str:
 
 
 def number_of(text: str | None, column: str, label: str) -> float:
-    """A cell's number, such as 1e9, 543M or 1,000; NaN where it holds nothing, or says that the run did not end."""
-    if text is None or text.strip().lower() in (*BLANK, *NO_END["status"]):
+    """A cell's number, such as 1e9, 543M, 1,000 or 3.21†; NaN where it holds nothing, or that no run ended."""
+    text = (text or "").strip()
+    if is_blank(text) or text.strip(MARKS).lower() in ("nan", *NO_END["status"]):
         return math.nan
     number = cell_number(text)
+    if mixed := mixed_marks(text) if number is None else "":
+        raise BadData(f"{label}, column {column!r}: {mixed}")
     if number is None:
+        picked = shlex.quote(f'{column}!="{text}"')
         raise BadData(
-            f"{label}, column {column!r}: expected a number, got {text!r}; correct it or leave the run out (--where)"
+            f"{label}, column {column!r}: expected a number, got {text!r}; correct it or leave the run out: "
+            f"--where {picked}"
         )
-    return number if text.strip()[-1].isalpha() else number * unit_of(column)[1]  # 543M has a unit of its own
+    return number if text.strip(MARKS)[-1].isalpha() else number * unit_of(column)[1]  # 543M has a unit of its own
 
 
 # -- rows picked by --where --------------------------------------------------------------------------------------------
@@ -141,9 +150,8 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-_CONDITION = re.compile(
-    r"""\s*([A-Za-z_][\w.\-/ ]*?)\s*(==|!=|<=|>=|<|>)\s*(?:'([^']*)'|"([^"]*)"|([^\s'"<>=!]+))\s*"""
-)
+_COLUMN = re.compile(r"""(?:'([^']+)'|"([^"]+)"|([A-Za-z_][\w.\-/ ]*?))\s*(?=[=!<>])""")
+_COMPARED = re.compile(r"""\s*(==|!=|<=|>=|<|>)\s*(?:'([^']*)'|"([^"]*)"|([^\s'"<>=!]+))\s*""")
 
 
 @dataclass(frozen=True)
@@ -177,14 +185,23 @@ def parse_where(text: str, columns: list[str]) -> list[Condition]:
     Condition(column='N', comparison='>', value='1e8', quoted=False)
     """
     conditions = []
+    longest = sorted(columns, key=len, reverse=True)
     for part in re.split(r"\band\b(?=(?:[^'\"]|'[^']*'|\"[^\"]*\")*$)", text):
-        match = _CONDITION.fullmatch(part)
+        part = part.strip()
+        fits = (name for name in longest if part.startswith(name) and _COMPARED.fullmatch(part, len(name)))
+        if known := next(fits, ""):
+            column, rest = known, part[len(known) :]
+        elif named := _COLUMN.match(part):
+            column, rest = next(filter(None, named.groups())), part[named.end() :]
+        else:
+            column, rest = "", ""
+        match = _COMPARED.fullmatch(rest)
         if match is None:
             raise ValueError(
                 f"--where: expected column, comparison ({' '.join(_COMPARISONS)}) and value, joined by `and`, such as "
-                f"'epoch_outlier==0 and N>1e8'; got {part.strip()!r}"
+                f"'epoch_outlier==0 and N>1e8'; got {part!r}"
             )
-        column, comparison, single, double, bare = match.groups()
+        comparison, single, double, bare = match.groups()
         if column not in columns:
             raise ValueError(f"--where: there is no column {column!r}; there are {listed(columns)}")
         quoted = bare is None

@@ -1,14 +1,13 @@
 """Finished runs: their columns checked, whether a record came to its end, its final loss and its curve.
 
 One rule for every fit, figure and advice: a run has ended where its record is completed, 98% of its planned steps are
-done and its last loss is a number; its final training loss is the mean over the last 5% of its steps, that of an
-evaluation the last one.
+done (`Run.not_ended`) and its last loss is a number, logged in the last 5% of its steps; its final training loss is the
+mean over these, that of an evaluation the last one.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -237,8 +236,6 @@ def _odd_losses(N: Array, D: Array, loss: Array) -> list[str]:
     return said
 
 
-ENDED = 0.98
-"""Share of its planned steps that a run must have done: one that was stopped before has no final loss."""
 TAIL = 0.05
 """Share of a run's steps, the last ones, over whose points the mean training loss is its final loss. Not of its points:
 long records have ever fewer of them, and the last twentieth would be two fifths of the run."""
@@ -251,15 +248,17 @@ def unfinished(run: Run, loss: str | None = None) -> str:
         run: its record with its points.
         loss: `train` or eval/<name>, whose end is looked at too; None: of status and steps alone.
     """
-    why = _not_ended(run, run.points[-1].step if run.points else 0)
-    return why or ("" if loss is None else not_a_number(run.points, loss))
+    if (why := run.not_ended) or loss is None:
+        return why
+    last = next((point.step for point in reversed(run.points) if point.losses.get(loss) is not None), 0)
+    return not_a_number(run.points, loss) or ends_before(run.steps_done, last, loss)
 
 
-def _not_ended(run: Run, last_step: int) -> str:
-    if run.status != "completed":
-        return "it is not finished" if run.status == "running" else f"it was {run.status}"
-    planned = run.planned.get("steps")
-    return stopped_early(last_step, planned) if isinstance(planned, int | float) else ""
+def ends_before(done: int, last: float, loss: str) -> str:
+    """Why a finished run's last loss is not its final one; "": it lies in the last steps, or there is none."""
+    if not 0 < last < (1 - TAIL) * done:
+        return ""
+    return f"it finished at step {done:,}, but its last {loss!r} is of step {last:,.0f}, before the last {TAIL:.0%}"
 
 
 def not_a_number(points: Sequence[Point], loss: str) -> str:
@@ -282,21 +281,6 @@ def _broken(loss: str, fine: Mapping[str, Sequence[float] | Array], bad: Mapping
         if since is not None:
             called = "its training loss" if name == "train" else f"its loss {name!r}"
             return f"{called} is no finite number from step {since:,.0f} on"
-    return ""
-
-
-def stopped_early(last_step: float, planned: float) -> str:
-    """Why a run that ended did not come to its planned end; "": it did, or no step is known.
-
-    Args:
-        last_step: optimizer steps done.
-        planned: optimizer steps planned.
-
-    >>> stopped_early(979, 1000), stopped_early(980, 1000)
-    ('it ended at step 979 of 1,000 planned', '')
-    """
-    if 0 < last_step < ENDED * planned:
-        return f"it ended at step {last_step:,.0f} of {planned:,.0f} planned"
     return ""
 
 
@@ -351,38 +335,19 @@ def describe_rate(C: ArrayLike, N: ArrayLike, D: ArrayLike, row: int, labels: Se
     )
 
 
-def loss_names(run: Run) -> list[str]:
-    """The losses that a record has, in the order in which they came."""
-    return list(dict.fromkeys(name for point in run.points for name in known_losses(point)))
-
-
-def common_loss(runs: Iterable[Run]) -> str:
-    """The first evaluation loss that all runs have; else of all losses that most runs have, the training loss first."""
-    names = [loss_names(run) for run in runs]
-    common = [name for name in (names[0] if names else ()) if all(name in others for others in names)]
-    if evaluated := next((name for name in common if name.startswith("eval/")), None):
-        return evaluated
-    counted = Counter(name for those in names for name in those)
-    return max(counted, key=lambda name: (counted[name], name == "train"), default="train")
-
-
-def known_losses(point: Point) -> dict[str, float]:
-    """The losses of a point that were measured, nats per token."""
-    return {name: value for name, value in point.losses.items() if value is not None}
-
-
 @dataclass(frozen=True, eq=False)
 class RunCurve:
     """A run's points as arrays of one length; NaN where unknown.
 
     Attributes:
-        run: the record without its points.
+        run: the record, of its points the last alone.
         step, tokens, flops, batch: optimizer steps, D, measured FLOPs, tokens processed a step.
         seconds: of training, evaluation and checkpoints left out.
         lr, count: learning rate, and optimizer steps averaged into the training loss.
         losses: by name, nats per token.
         nonfinite: by name of the loss, where it was recorded and was no number.
         extra: the record's further scalars (`forecast_loss`, `b_crit` …) by name.
+        rose: `Run.rose`.
     """
 
     run: Run
@@ -396,6 +361,7 @@ class RunCurve:
     seconds: Array
     nonfinite: Mapping[str, Array] = field(default_factory=dict)
     extra: Mapping[str, Array] = field(default_factory=dict)
+    rose: str = ""
 
     @property
     def run_id(self) -> str:
@@ -440,7 +406,7 @@ def curve_of_run(run: Run) -> RunCurve:
         if any(name in point.nonfinite for point in points)
     }
     return RunCurve(
-        replace(run, points=()),
+        replace(run, points=points[-1:]),
         step=np.array([point.step for point in points], dtype=float),
         tokens=tokens,
         flops=flops,
@@ -451,6 +417,7 @@ def curve_of_run(run: Run) -> RunCurve:
         seconds=_column(points, "training_time"),
         nonfinite=nonfinite,
         extra={name: _numbers([point.extra.get(name) for point in points]) for name in extra},
+        rose=run.rose,
     )
 
 
@@ -499,10 +466,11 @@ def end_of_curve(curve: RunCurve, loss: str, convention: str) -> RunEnd:
     known = np.flatnonzero(curve.known(loss, curve.tokens))
     values = curve.losses.get(loss, np.empty(0))
     fine = known[np.isfinite(values[known])]
-    why = _not_ended(curve.run, int(curve.step[-1]) if len(curve.step) else 0)
+    why = curve.run.not_ended
     numbers, others = ({name: curve.steps_of(name, is_one) for name in (loss, "train")} for is_one in (True, False))
     broken = _broken(loss, numbers, others)
-    why = why or broken
+    last_step = float(curve.step[fine[-1]]) if len(fine) else 0.0
+    why = why or broken or ends_before(curve.run.steps_done, last_step, loss)
     if not len(fine):
         return RunEnd(curve.name, N, run_id=curve.run_id, left_out=why or f"it has no loss {loss!r} with its tokens")
     last = fine[at_end(curve.step[fine], loss)]

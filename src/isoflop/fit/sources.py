@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from isoflop.fit.columns import plain
-from isoflop.fit.runs import BadData, common_loss, curve_of_run, end_of_curve, known_losses, loss_names, unfinished
+from isoflop.fit.record_set import ALIKE_SETS, common_loss, describe_alike, groups_of, joined, known_losses, loss_names
+from isoflop.fit.runs import BadData, curve_of_run, end_of_curve, unfinished
 from isoflop.logs.files import cell_number, csv_rows
 from isoflop.record.lines import Problems
 from isoflop.record.run import Run, common_n
@@ -44,32 +46,42 @@ def file_rows(source: Path) -> Rows:
     return _named(found)
 
 
-def record_rows(runs: Sequence[Run], convention: str | None, loss: str | None) -> tuple[Rows, tuple[str, ...], str]:
-    """Each finished run at its end, why others are left out, and which parameters N counts.
+@dataclass(frozen=True)
+class RecordRows:
+    """Each finished run at its end; why others are left out, a line a cause; which parameters N counts; and doubts."""
+
+    rows: Rows = ()
+    left_out: tuple[str, ...] = ()
+    convention: str = "unknown"
+    doubts: tuple[str, ...] = ()
+
+
+def record_rows(runs: Sequence[Run], convention: str | None, loss: str | None) -> RecordRows:
+    """Each finished run at its end.
 
     The loss is by default one that all runs have, an evaluation's if there is one, else that of most runs; N likewise
-    by `common_n`.
+    by `common_n`. `loss` as of `isoflop.fit.runs.joined`.
     """
+    runs, loss = joined(runs, loss)
     reasons = [_useless(run) for run in runs]
     useful = [run for run, why in zip(runs, reasons, strict=True) if not why]
     if convention is None:
         convention = common_n(run.parameters for run in useful)
         useful = [run for run in useful if run.parameters.get(convention)]
     name = loss or common_loss(useful)
-    found, left_out = [], []
-    for run, why in zip(runs, reasons, strict=True):
+    found = []
+    left_out: dict[str, list[str]] = {}
+    for run, why, groups in zip(runs, reasons, groups_of(runs), strict=True):
         called, curve = run.name or run.run_id, curve_of_run(run)
         end = end_of_curve(curve, name, convention)
         losses = loss_names(run)
         if not why and end.left_out:
             why = end.left_out + (f" (it has {', '.join(sorted(losses))})" if name not in losses else "")
         if why:
-            left_out.append(f"{called}: {why}")
+            left_out.setdefault(why, []).append(called)
             continue
-        imported = run.extra.get("imported")
-        groups = imported.get("groups") if isinstance(imported, dict) else None  # of isoflop import --group
         row: dict[str, object] = {
-            **(groups if isinstance(groups, dict) else {}),
+            **groups,
             **{f"N_{key}": value for key, value in run.parameters.items()},
             **{f"loss_{key}": end_of_curve(curve, key, convention).loss for key in losses},
             "N": run.parameters.get(convention),
@@ -80,7 +92,13 @@ def record_rows(runs: Sequence[Run], convention: str | None, loss: str | None) -
         }
         cells = {key: "" if it is None else it if isinstance(it, str) else repr(it) for key, it in row.items()}
         found.append((f"run {called}", cells))
-    return found, tuple(left_out), convention
+    told = tuple(
+        f"{', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}: {why}"
+        for why, names in left_out.items()
+    )
+    lost = any(name not in (names := loss_names(run)) and {*names} & {*ALIKE_SETS} for run in useful)
+    alike = describe_alike(useful) if lost and not loss else ""
+    return RecordRows(found, told, convention, (alike,) if alike else ())
 
 
 def _useless(run: Run) -> str:

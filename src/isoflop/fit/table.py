@@ -11,18 +11,29 @@ from pathlib import Path
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.fit.columns import GUESSES, Condition, column_of, guessed, listed, number_of, parse_where, plain, unit_of
+from isoflop.fit.columns import (
+    GUESSES,
+    Condition,
+    column_of,
+    guessed,
+    listed,
+    number_of,
+    parse_where,
+    plain,
+    tells_kinds,
+    unit_of,
+)
 from isoflop.fit.runs import (
     TOKENS_A_PARAMETER,
     BadData,
     describe_rate,
     implausible,
 )
-from isoflop.fit.sources import LOSS_NAME, Rows, file_rows, record_rows
+from isoflop.fit.sources import LOSS_NAME, RecordRows, Rows, file_rows, record_rows
 from isoflop.laws.forms import TRAINING_FLOPS, compute_of, understated
 from isoflop.laws.quantities import LEAST
-from isoflop.logs.facts import DATA, NO_END, fact_of
-from isoflop.logs.files import cell_number
+from isoflop.logs.facts import NO_END
+from isoflop.logs.files import cell_number, is_blank
 from isoflop.logs.names import role_of
 from isoflop.record.paths import Location
 from isoflop.record.reader import read_runs
@@ -67,6 +78,13 @@ class Table:
         N, D, loss = (np.array(self.columns[name], dtype=float) for name in ("N", "D", "loss"))
         return np.array(self.C, dtype=float), N, D, loss
 
+    def picked(self, rows: Sequence[int]) -> Table:
+        """Some of the runs."""
+        columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
+        labels = {name: [cells[i] for i in rows] for name, cells in self.labels.items()}
+        C = [self.C[i] for i in rows] if self.C else ()
+        return replace(self, columns=columns, rows=tuple(self.rows[i] for i in rows), C=C, labels=labels)
+
 
 def read_table(
     sources: Sequence[Location],
@@ -105,18 +123,18 @@ def read_table(
         else:
             files.append(source)
     parts = [(str(file), file_rows(file), "unknown") for file in files]
-    rows, left_out, counted = record_rows(read_runs(*records), convention, loss) if records else ([], (), "unknown")
-    if rows or not files:
-        parts.append((", ".join(map(str, records)), rows, counted))
+    ended = record_rows(read_runs(*records), convention, loss) if records else RecordRows()
+    if ended.rows or not files:
+        parts.append((", ".join(map(str, records)), ended.rows, ended.convention))
     if not any(rows for _, rows, _ in parts):
-        kind = "finished runs" if left_out else "runs"
-        told = "".join(f"; {text}" for text in left_out)
+        kind = "finished runs" if ended.left_out else "runs"
+        told = "".join(f"; {text}" for text in ended.left_out)
         place = ", ".join(map(str, sources))
-        if records and not left_out:
+        if records and not ended.left_out:
             raise BadData(f"{place} holds no isoflop records: first `isoflop import {place} -o runs`, then read runs")
         raise BadData(f"expected {kind}, got none in {place}{told}")
     table = _stacked(parts, wanted, named or {}, where)
-    return replace(table, left_out=(*left_out, *table.left_out))
+    return replace(table, left_out=(*ended.left_out, *table.left_out), doubts=(*ended.doubts, *table.doubts))
 
 
 def _stacked(
@@ -178,11 +196,7 @@ def _one_of(tables: Sequence[Table]) -> Table:
         counted[0] if len(counted) == 1 else "unknown",
         [value for table in tables for value in table.C],
         tuple(dict.fromkeys(doubts)),
-        {
-            name: cells
-            for name, cells in labels.items()
-            if 1 < len(set(cells)) <= len(runs) / (1 if fact_of(name) in DATA else 4)
-        },
+        {name: cells for name, cells in labels.items() if tells_kinds(name, cells)},
         tuple(text for table in tables for text in table.unlike),
     )
 
@@ -191,10 +205,11 @@ def table_of_runs(
     runs: Sequence[Run], wanted: Sequence[str], convention: str | None = None, loss: str | None = None
 ) -> Table:
     """The same of runs that were read already. Raises as `read_table` does."""
-    found, left_out, counted = record_rows(runs, convention, loss)
-    if not found:
-        raise BadData("expected finished runs with a loss, got none" + "".join(f"; {text}" for text in left_out))
-    return replace(_one_of([_Reading(found, wanted, {}).table(counted)]), left_out=left_out)
+    ended = record_rows(runs, convention, loss)
+    if not ended.rows:
+        raise BadData("expected finished runs with a loss, got none" + "".join(f"; {text}" for text in ended.left_out))
+    table = _one_of([_Reading(ended.rows, wanted, {}).table(ended.convention)])
+    return replace(table, left_out=ended.left_out, doubts=(*ended.doubts, *table.doubts))
 
 
 DERIVED = ("N", "D", "C", "D/N")
@@ -298,12 +313,11 @@ class _Reading:
             if math.isnan(column[i]) or (what in lost and math.isinf(column[i]))
         ]
         if names:
-            for what in lost & {*self.taken}:
-                cell = self.rows[i].get(self.taken[what], "").strip().lower()
-                if self.taken[what] in names and cell in ("nan", "inf", "infinity", *NO_END["status"]):
-                    why = ": it diverged" if cell in ("nan", "inf", "infinity") else ""
-                    return f"{self.labels[i]}: its {self.taken[what]} is {cell}{why}"
-            return f"{self.labels[i]}: nothing in {' and '.join(names)}"
+            told = {name: cell for name in names if not is_blank(cell := self.rows[i].get(name, "").strip())}
+            said = " and ".join(f"its {name} is {cell}" for name, cell in told.items())
+            losses = {told.get(self.taken.get(what, ""), "").lower() for what in lost}
+            diverged = ": it diverged" if losses & {"nan", "inf", "infinity"} else ""
+            return f"{self.labels[i]}: {said + diverged if said else 'nothing in ' + ' and '.join(names)}"
         for name, cell in self.rows[i].items():
             if cell.strip().lower() in NO_END.get(plain(name), ()):
                 return f"{self.labels[i]}: its {name} is {cell.strip()}"

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.fit.runs import TAIL, at_end, stopped_early
+from isoflop.fit.runs import TAIL, at_end
 from isoflop.forecast.lr_plan import LrPlan
+from isoflop.record.run import stopped_early
 from isoflop.record.task import Task
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class LossCurve:
         final_loss: the smoothed loss at the end, where the source states it; else by `isoflop.fit.runs`.
         task: what was trained.
         loss_name: which loss it is, `train` or eval/<name>.
+        done: optimizer steps done, where more than its last loss tells.
     """
 
     steps: Array
@@ -90,6 +92,7 @@ class LossCurve:
     final_loss: float | None = None
     task: Task = field(default_factory=Task)
     loss_name: str = "train"
+    done: int = 0
 
     @property
     def total_steps(self) -> int:
@@ -130,12 +133,17 @@ class LossCurve:
 
     @property
     def stopped_early(self) -> str:
-        """Why its last loss is not that of its plan: it ended before, or its rate decayed to another; "": it is."""
-        last = float(self.steps[-1])
+        """Why it ended before its planned end; "": it did not."""
+        last = max(float(self.steps[-1]), self.done)
         # where the source states the final loss, it may have been logged between the last point and the end
         spacing = last - float(self.steps[-2]) if self.final_loss is not None and len(self.steps) > 1 else 0.0
-        if early := stopped_early(min(last + spacing, max(last, self.total_steps)), self.total_steps):
-            return early
+        return stopped_early(min(last + spacing, max(last, self.total_steps)), self.total_steps)
+
+    @property
+    def not_of_plan(self) -> str:
+        """Why its last loss is not that of its plan: it ended before, or its rate decayed to another; "": it is."""
+        if self.stopped_early:
+            return self.stopped_early
         known = np.isfinite(self.lr)
         off = self.plan.off(self.steps[known], self.lr[known]) > OFF_PLAN
         if off.mean() <= OFF_PLAN if len(off) else True:

@@ -63,6 +63,7 @@ def curve_of(run: Run | RunCurve, loss: str = "train") -> LossCurve:
         count=np.maximum(columns.count[known], 1.0) if loss == "train" else None,
         task=task_of(record.task, record.parameters, record.model),
         loss_name=loss,
+        done=record.steps_done,
     )
 
 
@@ -75,7 +76,7 @@ def _plan(columns: RunCurve) -> LrPlan:
             return LrPlan(steps, lr)
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"its record holds no plan of learning rates that can be read: {error}") from None
-    if columns.run.status != "completed":
+    if columns.run.not_ended:
         raise ValueError("it is not finished, and its record does not hold the learning rates to come")
     known = np.isfinite(columns.lr) & (columns.step > 0)
     seen = dict(zip(columns.step[known], columns.lr[known], strict=True))
@@ -109,8 +110,8 @@ def _finished(run: Run, loss: str) -> LossCurve:
     curve = curve_of(run, loss)
     if len(curve.steps) < FEWEST_POINTS:
         raise ValueError(f"{len(curve.steps)} points with a loss {loss!r}; at least {FEWEST_POINTS} are needed")
-    if curve.stopped_early:
-        raise ValueError(curve.stopped_early)
+    if curve.not_of_plan:
+        raise ValueError(curve.not_of_plan)
     return curve
 
 

@@ -31,8 +31,9 @@ class Ranked:
         forecast: of its final loss; of a finished run that loss itself, with its standard error.
         before_next: probability that it ends below the next in the order; None for the last.
         among_best: probability that it is one of the `keep` lowest.
-        can_stop: that probability is at most 1 − `sure`, and the run is not finished.
+        can_stop: that probability is at most 1 − `sure`, and the run is under way.
         finished: it has ended.
+        stopped: why it ended before its plan, and can't reach the loss that is forecast; "": it did not.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Ranked:
     among_best: float
     can_stop: bool
     finished: bool
+    stopped: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def rank(
     forecasts: Mapping[str, Forecast],
     *,
     finished: Mapping[str, bool] | None = None,
+    stopped: Mapping[str, str] | None = None,
     silent: Mapping[str, str] | None = None,
     keep: int = 1,
     sure: float = SURE,
@@ -80,6 +83,7 @@ def rank(
     Args:
         forecasts: run → forecast at its own end, all of the same loss on the same data.
         finished: which have ended already; default: none.
+        stopped: why runs ended before their plans: their forecasts are of what they would have reached.
         silent: runs without a forecast, with the reason: they are listed and never stopped.
         keep: how many runs are wanted in the end; of so many or fewer none can stop.
         sure: a run can stop when with this probability it is not among them.
@@ -105,8 +109,9 @@ def rank(
             ordered[i],
             before_next=float(below[i, i + 1]) if i + 1 < n else None,
             among_best=among[i],
-            can_stop=among[i] <= 1 - sure and not ended[i],
+            can_stop=among[i] <= 1 - sure and not ended[i] and name not in (stopped or {}),
             finished=ended[i],
+            stopped=(stopped or {}).get(name, ""),
         )
         for i, name in enumerate(names)
     ]

@@ -22,12 +22,11 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from isoflop.fit.runs import stopped_early
 from isoflop.ladder.plan import PlannedRun
 from isoflop.lookup import find
 from isoflop.record.paths import below, file_system, last_name, location_of, read_bytes, write_bytes
 from isoflop.record.reader import read_runs
-from isoflop.record.run import Run
+from isoflop.record.run import Run, stopped_early
 
 ERROR_LINES = 12
 """Last lines of a traceback that a status file keeps."""
@@ -124,7 +123,7 @@ def state_of(job: Job) -> RunState:
     """How far a run is. Its record decides whether it is finished, whatever the status file says."""
     status, steps = read_status(job), job.steps
     # a run without a checkpoint begins anew: the furthest record is its own
-    last = max(_records(job), key=lambda record: (is_complete(record, steps), _reached(record)), default=None)
+    last = max(_records(job), key=lambda record: (is_complete(record, steps), record.steps_done), default=None)
     stage: Stage
     if last is not None and is_complete(last, steps):
         stage = "finished"
@@ -139,7 +138,7 @@ def state_of(job: Job) -> RunState:
     return RunState(
         name=job.name,
         stage=stage,
-        step=0 if last is None else _reached(last),
+        step=0 if last is None else last.steps_done,
         steps=steps,
         attempts=status.get("attempts", 0),
         error=status.get("error") if stage in ("failed", "stopped") else None,
@@ -149,16 +148,11 @@ def state_of(job: Job) -> RunState:
 
 def is_complete(record: Run, steps: int) -> bool:
     """Whether a record ended in order at its planned end: the rule by which `ladder fit` counts it."""
-    return record.status == "completed" and _reached(record) > 0 and not stopped_early(_reached(record), steps)
+    return record.status == "completed" and record.steps_done > 0 and not stopped_early(record.steps_done, steps)
 
 
 def _records(job: Job) -> list[Run]:
     return read_runs(job.record, on_problem=lambda text: None)
-
-
-def _reached(record: Run) -> int:
-    """The last optimizer step of a record."""
-    return max([point.step for point in record.points[-1:]] + [record.end["step"] if record.end else 0])
 
 
 def read_status(job: Job) -> dict[str, Any]:
@@ -285,7 +279,7 @@ def _train(job: Job) -> None:
     _find(job.train)(config)
     records = _records(job)
     if not any(is_complete(record, job.steps) for record in records):
-        got = f"a record of {max(map(_reached, records)):,} steps" if records else "no record"
+        got = f"a record of {max(record.steps_done for record in records):,} steps" if records else "no record"
         raise ValueError(
             f"expected {job.train} to leave a completed record of {job.steps:,} steps in {job.record}, got {got}: "
             'pass config["record_dir"] to isoflop\'s callback, and train for config["steps"] optimizer steps'

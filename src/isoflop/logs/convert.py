@@ -30,7 +30,7 @@ from isoflop.logs.names import factor_of
 from isoflop.record.lines import MAX_SECONDS
 from isoflop.record.provenance import json_safe, library_versions
 from isoflop.record.reader import read_run
-from isoflop.record.run import Point, RecordError, Run
+from isoflop.record.run import Point, RecordError, Run, stopped_early
 from isoflop.record.thinned import due
 from isoflop.record.writer import RecordLog, iso_time, record_path
 
@@ -84,13 +84,18 @@ class Imported:
     curve: Column = field(compare=False)  # the losses by which a second log of the same run is told
 
 
+class NoLoss(ImportProblem):
+    """A run without a loss."""
+
+
 def assembled(logged: Logged, answers: Answers, size_of: SizeOf | None, problems: list[str]) -> Imported:
     """A run of what was logged, by optimizer step, and given; `problems` of it are noted. ImportProblem: no loss."""
     losses = losses_of(logged, answers)
     if not any(len(column) for column in losses.columns.values()):
-        raise ImportProblem(
-            f"{logged.source}: no loss is in it; its columns are {logged.shown(20) or 'none'}: name the one with "
-            "--loss COLUMN (an evaluation's with --loss eval/val=COLUMN)"
+        raise NoLoss(
+            f"no loss is in it; its columns are {logged.shown(20) or 'none'}: name the one with --loss COLUMN (an "
+            "evaluation's with --loss eval/val=COLUMN)",
+            logged.source,
         )
     counts = counts_of(logged, answers, size_of, problems)
     points = points_of(logged, losses, counts)
@@ -99,12 +104,18 @@ def assembled(logged: Logged, answers: Answers, size_of: SizeOf | None, problems
         counts = counts.without(wrong)
         points = points_of(logged, losses, counts)
     notes = [*logged.notes, *losses.notes]
-    if logged.status is None:
+    if answers.groups:
+        notes.append(f"{', '.join(answers.groups)}: of the table, for --group and --where")
+    planned = _planned(logged, answers, points)
+    if logged.status is None and not planned:
         notes.append("the log does not say whether the run was finished: taken as finished")
+    done = _steps_done(logged, losses, planned)
+    if done > max(points[-1].step, logged.done):
+        notes.append("the last value lies less than a log interval before the planned end: taken as finished there")
     if not answers.given.loss_unit and "isoflop/loss" not in losses.taken.values():
         notes.append("losses are taken as nats per token (--loss-unit says otherwise)")
     return Imported(
-        run=_run_of(logged, answers, losses, counts, points, notes),
+        run=_run_of(logged, answers, losses, counts, points, planned, done, notes),
         kind=logged.kind,
         source=logged.source,
         notes=(*notes, *(f"{what}: {text}" for what, text in counts.how.items())),
@@ -117,12 +128,33 @@ def assembled(logged: Logged, answers: Answers, size_of: SizeOf | None, problems
     )
 
 
-def _run_of(
-    logged: Logged, answers: Answers, losses: Losses, counts: Counts, points: tuple[Point, ...], notes: list[str]
-) -> Run:
-    status = logged.status or "completed"
+def _planned(logged: Logged, answers: Answers, points: Sequence[Point]) -> int | None:
+    """Optimizer steps planned, as given or logged; None: unknown."""
     told = (whole(logged.settings.get(name)) for name in PLANNED)
     steps = answers.planned_steps or next((count for count in told if count and count >= points[-1].step), None)
+    return round(steps) if steps and not logged.ends else None  # the end of a run is recorded as step 1
+
+
+def _steps_done(logged: Logged, losses: Losses, planned: int | None) -> int:
+    """Optimizer steps done: as the tool states; else the planned ones where the next value would lie beyond them."""
+    steps = np.unique(np.concatenate([column.arrays()[0][-2:] for column in losses.columns.values()]))
+    last = max(int(steps[-1]), logged.done)
+    open_end = planned is not None and len(steps) > 1 and not logged.done and logged.status in (None, "completed")
+    return planned if open_end and planned and last < planned <= 2 * steps[-1] - steps[-2] else last
+
+
+def _run_of(
+    logged: Logged,
+    answers: Answers,
+    losses: Losses,
+    counts: Counts,
+    points: tuple[Point, ...],
+    planned: int | None,
+    done: int,
+    notes: list[str],
+) -> Run:
+    early = planned is not None and bool(stopped_early(done, planned))
+    status = logged.status or ("interrupted" if early else "completed")
     imported = {
         "from": logged.kind,
         "source": logged.source,
@@ -140,7 +172,7 @@ def _run_of(
         parameters=dict(counts.parameters),
         parameters_method=counts.how.get("params"),
         optimizer={"class": plain(str(logged.settings["optim"]))} if logged.settings.get("optim") else None,
-        planned={"steps": round(steps)} if steps else {},
+        planned={"steps": planned} if planned else {},
         device={} if answers.devices is None else {"world_size": round(answers.devices)},
         counting={
             "method": f"imported: {counts.how.get('flops', 'FLOPs unknown')}",
@@ -151,7 +183,7 @@ def _run_of(
         extra={"imported": imported},
         points=points,
         status=status,
-        end={"step": points[-1].step, "status": status} if status != "running" else None,
+        end={"step": done, "status": status} if status != "running" else None,
     )
 
 

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +30,26 @@ _BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-s
 
 
 class ImportProblem(RecordError):
-    """A source can't be imported; the text says what was expected, what was found and what to do."""
+    """A source can't be imported; the text says what was expected, what was found and what to do.
+
+    Attributes:
+        cause: the text without its source, which many sources may share.
+    """
+
+    def __init__(self, cause: str, source: str = "") -> None:
+        super().__init__(f"{source}: {cause}" if source else cause)
+        self.cause = cause
 
 
 def plain(text: str, limit: int = 200) -> str:
     """A name from a file as it may be shown and kept: printable, of bounded length."""
     kept = "".join(letter if letter.isprintable() else "?" for letter in text.strip()[:limit])
     return kept.encode("utf-8", "replace").decode("utf-8")
+
+
+def listed(names: Sequence[str]) -> str:
+    """A few names in a sentence."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def why(error: BaseException) -> str:
@@ -72,15 +85,26 @@ class Dialect:
     skip: int = 0  # lines before the header: a spreadsheet's `sep=;`
 
 
+BLANK = frozenset(("", "none", "null", "na", "n/a", "n.a.", "-", "--", "---", "\u2013", "\u2014", "?", "tbd"))
+"""Cells that hold nothing, in lower case; dashes of all lengths among them."""
+MARKS = "*\u2020\u2021\u00a7\u00b6 \u00a0"
+"""Marks of footnotes, beside a number or alone."""
+
+
+def is_blank(cell: object) -> bool:
+    """True for a cell that holds nothing, whatever footnote it has."""
+    return cell is None or (isinstance(cell, str) and cell.strip(MARKS).lower() in BLANK)
+
+
 def cell_number(text: object) -> float | None:
     """The number in a cell: plain, with thousands separated by commas, or with k, M, B or T; None: none.
 
-    >>> [cell_number(text) for text in ("3.5", "543M", "1,000,000", "1e9", "nan", "many", "")]
+    >>> [cell_number(text) for text in ("3.5†", "543M", "1,000,000", "1e9", "nan", "many", "")]
     [3.5, 543000000.0, 1000000.0, 1000000000.0, nan, None, None]
     """
     if (value := number(text)) is not None or not isinstance(text, str):
         return value
-    bare = text.strip().replace("_", "")
+    bare = text.strip().strip(MARKS).replace("_", "")
     factor = SUFFIXES.get(bare[-1:].lower(), 1.0)
     if factor != 1.0:
         bare = bare[:-1].rstrip()
@@ -126,9 +150,20 @@ def _has_decimal_comma(lines: list[str], separator: str) -> bool:
     """
     if separator == ",":
         return False
-    cells = [cell.strip().strip('"') for line in lines[1:-1] or lines[1:] for cell in line.split(separator)]
+    cells = [cell.strip().strip('"' + MARKS) for line in lines[1:-1] or lines[1:] for cell in line.split(separator)]
     pointed = any(_DECIMAL_POINT.fullmatch(cell) and not _DECIMAL_COMMA.fullmatch(cell) for cell in cells)
     return not pointed and any("," in cell and _DECIMAL_COMMA.fullmatch(cell) for cell in cells)
+
+
+def mixed_marks(cell: object) -> str:
+    """That a cell which is no number has a decimal comma, where the file's other numbers have points; "": it has none.
+
+    >>> mixed_marks("0,44"), mixed_marks("many")
+    ('decimal commas (0,44) and points are mixed: write one of them', '')
+    """
+    bare = cell.strip(MARKS) if isinstance(cell, str) else ""
+    odd = "," in bare and _DECIMAL_COMMA.fullmatch(bare) and not _GROUPED.fullmatch(bare)
+    return f"decimal commas ({bare}) and points are mixed: write one of them" if odd else ""
 
 
 def csv_rows(path: str | os.PathLike[str], problems: Problems) -> Iterator[list[str]]:
@@ -148,7 +183,7 @@ def csv_rows(path: str | os.PathLike[str], problems: Problems) -> Iterator[list[
                 continue
             if dialect.decimal_comma:
                 row = [
-                    cell.replace(".", "").replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell.strip()) else cell
+                    cell.replace(".", "").replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell.strip(MARKS)) else cell
                     for cell in row
                 ]
             if any(row):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
-from isoflop.logs.files import ImportProblem, amount, csv_rows
+from isoflop.logs.files import ImportProblem, amount, csv_rows, plain
 from isoflop.logs.names import RUNS, role_of
 from isoflop.record.lines import Problems
 
@@ -31,6 +32,7 @@ class Answers:
     seq: float | None
     config: str | None
     planned_steps: float | None
+    groups: Mapping[str, str]  # the table's further columns
     given: Given  # what holds for all runs
 
 
@@ -44,7 +46,7 @@ class Given:
     devices: Mapping[str, float] = field(default_factory=dict)
     seq: Mapping[str, float] = field(default_factory=dict)
     config: Mapping[str, str] = field(default_factory=dict)  # config.json files
-    loss: Mapping[str, str] = field(default_factory=dict)  # the column by loss (`train`, `eval/val`)
+    loss: Mapping[str, str] = field(default_factory=dict)  # the column by loss (`train`, `eval/val`), or several,…
     loss_unit: Mapping[str, str] = field(default_factory=dict)  # one of `UNITS` by loss; `EVERY`: of all
     step: str | None = None  # the column of optimizer steps
     tokens: str | None = None  # the column of tokens since the run began
@@ -55,12 +57,13 @@ class Given:
     @property
     def named(self) -> frozenset[str]:
         """Columns that are kept whatever their names say."""
-        return frozenset({*self.loss.values(), self.step or "", self.tokens or ""} - {""})
+        losses = (name for text in self.loss.values() for name in either(text))
+        return frozenset({*losses, self.step or "", self.tokens or ""} - {""})
 
     def of(self, names: Sequence[str]) -> Answers:
         """Answers for the run of these names: an option that names it, else the table, else the option for all."""
         row = next((self.table[name] for name in names if name in self.table), {})
-        found: dict[str, Any] = {"planned_steps": row.get("planned_steps")}
+        found: dict[str, Any] = {"planned_steps": row.get("planned_steps"), "groups": row.get("groups", {})}
         for option in BY_RUN:
             given: Mapping[str, Any] = getattr(self, option)
             patterns = sorted(
@@ -71,15 +74,43 @@ class Given:
         parameters = {"N": round(params)} if isinstance(params, float | int) else params or {}
         return Answers(parameters, **found, given=self)
 
-    def of_nobody(self, runs: Collection[Sequence[str]]) -> list[str]:
-        """Answers that name no run: a slip of the pen would else go unseen."""
-        told = []
+    def of_nobody(self, runs: Collection[Sequence[str]], columns: Collection[str]) -> list[str]:
+        """Answers that match nothing, a line each with the nearest names: a slip of the pen would else go unseen.
+
+        Args:
+            runs: the names of each run.
+            columns: of all logs, with their hyperparameters.
+        """
+        called = sorted(names[0] for names in runs)
+        found = []
         for option in BY_RUN:
             for pattern in getattr(self, option):
                 if pattern != EVERY and not any(_fits(pattern, names) for names in runs):
-                    some = ", ".join(sorted(names[0] for names in runs)[:5])
-                    told.append(f"--{option.replace('_', '-')} {pattern}=…: no run is called so; there are {some}")
-        return told
+                    option = option.replace("_", "-")
+                    found.append(f"--{option} {pattern}=…: no run is called so; {_near(pattern, called)}")
+        every = {name for names in runs for name in names}
+        odd = [name for name in self.table if name not in every]
+        if 0 < len(odd) <= len(self.table) / 2 or (odd and len(odd) == len(self.table)):  # else a table of more runs
+            more = f" (and {len(odd) - 3} more)" if len(odd) > 3 else ""
+            near = "; ".join(f"{name or 'a blank name'}: {_near(name, called)}" for name in odd[:3])
+            found.append(f"--table: {len(odd)} row{' names' if len(odd) == 1 else 's name'} no run: {near}{more}")
+        known = {*columns, *(name for row in self.table.values() for name in row.get("groups", ()))} - {""}
+        wanted = [("loss", text) for text in self.loss.values()] + [("group", name) for name in self.group]
+        for option, text in (*wanted, ("tokens", self.tokens or "")):
+            if text and not {*(either(text) if option == "loss" else [text])} & known:
+                found.append(f"--{option} {text}: no log has such a column; {_near(text, sorted(known))}")
+        return found
+
+
+def either(text: str) -> list[str]:
+    """The columns that an answer names: one, or several of which a log may have any."""
+    return [text, *(each for part in text.split(",") if (each := part.strip()) != text)]
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    """The nearest of some names; of none that is near the first ones."""
+    near = get_close_matches(name, known, 3, 0.6)
+    return f"is it {' or '.join(near)}?" if near else f"there are {', '.join(known[:5])}"
 
 
 def _fits(pattern: str, names: Sequence[str]) -> bool:
@@ -88,6 +119,8 @@ def _fits(pattern: str, names: Sequence[str]) -> bool:
 
 def read_answers(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """A CSV table of answers by run: columns `run`, and of `params`, `tokens_per_step`, … those that are needed.
+
+    Its further columns are kept of each run, for `isoflop fit --group`.
 
     Raises:
         ImportProblem: it can't be read, has no column run, or a value is no number: with file and line.
@@ -104,7 +137,10 @@ def read_answers(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
         answers = found[cells.get(run, "")] = {}
         for name, text in cells.items():
             role = role_of(name)
-            if not text or (name not in _TABLE and (role is None or role.kind != "size")):
+            if not text or name == run:
+                continue
+            if name not in _TABLE and (role is None or role.kind != "size"):
+                answers.setdefault("groups", {})[name] = plain(text)
                 continue
             value: Any = text if name == "config" else amount(text)
             if value is None:

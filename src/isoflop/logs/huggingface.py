@@ -76,6 +76,7 @@ def read(source: str, given: Given) -> list[Logged]:
             config=next((str(config) for config in configs if config.is_file()), None),
             total_flos=_flos(states, state["global_step"]),
             status="completed" if not planned or state["global_step"] >= planned else "interrupted",
+            done=state["global_step"],
             averaged=True,
             notes=tuple(notes),
             problems=(*told, *problems.all()),

@@ -9,21 +9,22 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from isoflop.logs import huggingface, table, tensorboard, text, trackers
-from isoflop.logs.convert import Doubt, Imported, assembled
+from isoflop.logs.convert import Doubt, Imported, NoLoss, assembled
 from isoflop.logs.counts import SizeOf, size_of_config
-from isoflop.logs.files import ImportProblem, csv_rows, dialect_of, head, plain
-from isoflop.logs.given import UNITS, Given
+from isoflop.logs.files import ImportProblem, csv_rows, dialect_of, head, listed, plain
+from isoflop.logs.given import UNITS, Answers, Given
 from isoflop.logs.logged import Logged
+from isoflop.logs.names import role_of
 from isoflop.logs.steps import by_step
 from isoflop.record.lines import Problems
-from isoflop.record.paths import is_record
+from isoflop.record.paths import describe_links, is_link_out, is_record
 from isoflop.record.run import RecordError, Run
 
 READERS: dict[str, Callable[[str, Given], list[Logged]]] = {
@@ -68,6 +69,7 @@ class ImportResult:
     imported: tuple[Imported, ...]  # the runs, with what there is to say of each
     problems: tuple[str, ...]  # what could not be read, with file and line
     questions: tuple[str, ...]  # what is not in the logs, with the option that gives it
+    refused: int = 0  # runs that were found, and could not be imported
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -105,22 +107,41 @@ def import_runs(
         if unit not in UNITS:
             raise ImportProblem(f"--loss-unit: expected one of {', '.join(UNITS)}, got {unit!r}")
     imported: dict[str, Imported] = {}
-    names: set[tuple[str, ...]] = set()
+    names: dict[tuple[str, ...], None] = {}
+    columns: set[str] = set()
     problems: list[str] = []
+    refused: dict[str, list[str]] = {}  # sources by cause
+    without: dict[str, list[tuple[Logged, NoLoss]]] = {}  # runs without a loss, by source
     for logged in _logs([os.fspath(path) for path in paths], _Search(kind, given, leave_out), problems):
-        names.add(logged.names)
+        names[logged.names] = None
+        columns.update(logged.columns, logged.columns.unused, logged.labels, logged.settings, logged.groups)
+        columns.update(role.name for name in logged.columns if (role := role_of(name)) and role.kind == "loss")
         problems.extend(logged.problems)
+        answers = given.of(logged.names)
         try:
-            logged = _with_groups(by_step(logged, given.step), given.group)
-            one = assembled(logged, given.of(logged.names), size_of, problems)
+            one = assembled(_with_groups(by_step(logged, given.step), answers), answers, size_of, problems)
+        except NoLoss as problem:
+            without.setdefault(logged.source, []).append((logged, problem))
+        except ImportProblem as problem:
+            refused.setdefault(problem.cause, []).append(logged.source)
         except RecordError as problem:
             problems.append(str(problem))
         else:
             imported.setdefault(one.run.run_id, one)
+    for source, empty in without.items():
+        if empty[0][0].ends and any(one.source == source for one in imported.values()):  # a table's other rows have one
+            problems.append(f"{source}: no loss in {listed([logged.name for logged, _ in empty])}: left out")
+            continue
+        for _, lack in empty:
+            refused.setdefault(lack.cause, []).append(source)
+    for cause, sources in refused.items():
+        more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
+        problems.append(f"{sources[0]}{more}: {cause}")
     if names:
-        problems.extend(given.of_nobody(names))
+        problems.extend(given.of_nobody(names, columns))
     found = _named_apart(_without_copies(tuple(imported.values())))
-    return ImportResult(found, tuple(dict.fromkeys(problems)), (*_questions(found), *_doubts(found)))
+    questions = (*_questions(found), *_doubts(found), *_ungrouped(found, given.group))
+    return ImportResult(found, tuple(dict.fromkeys(problems)), questions, sum(map(len, refused.values())))
 
 
 def _logs(paths: Iterable[str], search: _Search, problems: list[str]) -> Iterator[Logged]:
@@ -136,17 +157,26 @@ def _logs(paths: Iterable[str], search: _Search, problems: list[str]) -> Iterato
                     problems.append(f"{source}: expected to be able to read it, got {error}")
         except ImportProblem as problem:
             problems.append(str(problem))
+    problems.extend(search.links)
 
 
-def _with_groups(logged: Logged, names: Sequence[str]) -> Logged:
-    """The run with what it is grouped by: columns of its file, or hyperparameters."""
-    known = {**logged.settings, **logged.groups}
-    for name in names:
-        if name not in known:
-            there = ", ".join([logged.shown(), *(plain(one, 40) for one in logged.settings)][:12])
-            expected = f"expected a column or hyperparameter of {logged.name} ({there})"
-            raise ImportProblem(f"{logged.source}: --group: {expected}, got {name!r}")
-    return replace(logged, groups={**logged.groups, **{name: plain(str(known[name])) for name in names}})
+def _with_groups(logged: Logged, answers: Answers) -> Logged:
+    """The run with what it is grouped by: columns of its file, hyperparameters, or columns of the table of answers."""
+    known = {**logged.settings, **logged.groups, **answers.groups}
+    asked = {name: plain(str(known[name])) for name in answers.given.group if name in known}
+    return replace(logged, groups={**logged.groups, **answers.groups, **asked})
+
+
+def _ungrouped(found: tuple[Imported, ...], groups: Sequence[str]) -> Iterator[str]:
+    """One question a group that some runs lack."""
+    for name in groups:
+        lacking = [one.run.name for one in found if name not in one.run.extra["imported"].get("groups", {})]
+        if 0 < len(lacking) < len(found):
+            yield (
+                f"--group {name}: {len(lacking)} of {len(found)} runs have no such column or hyperparameter "
+                f"({listed(lacking)}); they are kept, without a group. To answer: --table runs.csv with the columns "
+                f"run,{name}."
+            )
 
 
 def _without_copies(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
@@ -226,7 +256,7 @@ def _questions(found: tuple[Imported, ...]) -> Iterator[str]:
         hints = list(dict.fromkeys(one.hint for one in lacking if what == "tokens" and one.hint))[:2]
         where, how, them = lacking[0].source, option, "the run"
         if len(lacking) > 1:
-            some = ", ".join(one.run.name for one in lacking[:4]) + (", …" if len(lacking) > 4 else "")
+            some = listed([one.run.name for one in lacking])
             many = "the" if len(lacking) == len(found) else f"{len(lacking)} of"
             where, them = f"{many} {len(found)} runs ({some})", "these runs"
             how = f"{option}, for single runs with {by_name} or --table runs.csv (run,params,tokens_per_step)"
@@ -240,9 +270,10 @@ class _Search:
     kind: str | None
     given: Given
     leave_out: Sequence[Path]
+    links: list[str] = field(default_factory=list)
 
     def at(self, path: str) -> list[Source]:
-        """The runs at a path; links to folders in a folder are not followed."""
+        """The runs at a path; links to folders in a folder are not followed, which `links` notes."""
         for prefix, reader in ((trackers.WANDB, "wandb-api"), (trackers.MLFLOW, "mlflow-api")):
             if path.startswith(prefix):
                 return [(reader, path)]
@@ -256,12 +287,14 @@ class _Search:
         if not found:
             of_kind = f" of the kind {self.kind}" if self.kind else ""
             own = "; isoflop's own records in it are read as they are" if any(top.rglob("isoflop-*.jsonl")) else ""
-            raise ImportProblem(f"{path}: {EXPECTED}; there is none{of_kind} in it{own}")
+            linked = f"; {self.links.pop()}" if self.links else ""
+            raise ImportProblem(f"{path}: {EXPECTED}; there is none{of_kind} in it{own}{linked}")
         return found
 
     def _below(self, top: Path) -> Iterator[Source]:
         """The runs in a folder and the folders below it, in the order of their names."""
         folders: list[tuple[Path, bool]] = [(top, False)]
+        links: list[str] = []
         while folders:
             folder, of_trainer = folders.pop()
             try:
@@ -276,10 +309,13 @@ class _Search:
                 continue
             of_trainer = of_trainer or "huggingface" in kinds
             passed = tuple(path.name for path in tensorboard.parts_of(folder)) if "tensorboard" in kinds else ()
+            links += [entry.path for entry in entries if is_link_out(entry.path, top)]
             for entry in reversed(entries):
                 checkpoint = of_trainer and entry.name.startswith("checkpoint-")
                 if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".") and not checkpoint:
                     folders += [(folder / entry.name, of_trainer)] if entry.name not in passed else []
+        if links:
+            self.links.append(describe_links(top, links))
 
     def _in(self, folder: Path, files: list[str], of_trainer: bool) -> Iterator[Source]:
         """The runs that a folder itself holds. Event files beside a better source of the same run are left out."""

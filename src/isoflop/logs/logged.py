@@ -140,6 +140,7 @@ class Logged:
     config: str | Mapping[str, Any] | None = None  # a Hugging Face model configuration: its file, or its content
     total_flos: Mapping[int, float] = field(default_factory=dict)  # by step, Hugging Face's count
     status: Status | None = None  # None where the tool does not say
+    done: int = 0  # optimizer steps done, where the tool states them; its last loss may be of an earlier one
     created: float | None = None  # unix seconds
     averaged: bool = False  # losses are means over the steps since the one before
     single: bool = False  # values are float32
@@ -153,9 +154,10 @@ class Logged:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names by which the user may refer to it: its name, that with a folder it lies in, its last part."""
-        folders = os.path.abspath(self.source).split(os.sep)[-2:-7:-1]
-        return self.name, *(f"{folder}/{self.name}" for folder in folders), self.name.rpartition("/")[2]
+        """Names by which the user may refer to it: its name, that with a folder it lies in, its last part, its file."""
+        *folders, file = os.path.abspath(self.source).split(os.sep)
+        above = (f"{folder}/{self.name}" for folder in folders[-1:-6:-1])
+        return self.name, *above, self.name.rpartition("/")[2], file
 
     def shown(self, most: int = 12, *, unused: bool = False) -> str:
         """Names of its columns, for messages; `unused`: of those alone that say nothing of use."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from isoflop.logs.files import plain
-from isoflop.logs.given import EVERY, Answers
+from isoflop.logs.given import EVERY, Answers, either
 from isoflop.logs.logged import Column, Logged
 from isoflop.logs.names import Role, part_words, role_of
 
@@ -42,8 +42,9 @@ def losses_of(logged: Logged, answers: Answers) -> Losses:
     """
     by_loss = _candidates(logged)
     chosen = {name: columns[0] for name, columns in by_loss.items()}
-    for name, column in answers.given.loss.items():
-        if column in logged.columns:
+    for name, text in answers.given.loss.items():
+        found = (one if one in logged.columns else chosen.get(one) for one in either(text))
+        if column := next(filter(None, found), None):
             chosen = {loss: other for loss, other in chosen.items() if other != column} | {name: column}
     losses = Losses()
     for name in sorted(chosen, key=lambda one: (one != "train", one)):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.logs.facts import DATA, NO_END, PLANNED, fact_of, settings_of, status_of
-from isoflop.logs.files import ImportProblem, cell_number, plain
+from isoflop.logs.files import ImportProblem, cell_number, is_blank, mixed_marks, plain
 from isoflop.logs.given import Given
 from isoflop.logs.logged import Column, Columns, Logged, Words
 from isoflop.logs.names import HYPERPARAMETERS, RUNS, SPLITS, kind_of, role_of, run_rank, words
@@ -21,7 +21,6 @@ from isoflop.record.lines import Problems
 
 MAX_RUNS = 10_000
 FEW = 3  # Rows of a run, fewer than which make a learning rate a schedule, not one of a sweep
-BLANK = ("", None, "NA", "N/A", "n/a", "null", "None", "-", "–")
 METRIC = {"metric", "tag", "key", "variable", "series", "scalar", "attribute"}
 FALLS, FEWEST = 0.5, 6  # Rank correlation and values from which on losses by row are a curve
 CHANCE = 2.2  # Standard deviations of the rank correlation of values in no order
@@ -68,11 +67,13 @@ class Rows:
                     column.values.extend(numbers)
                     continue
             for row, cell in enumerate(cells, start):
-                if cell in BLANK or isinstance(cell, (bool, dict, list)):
+                if is_blank(cell) or isinstance(cell, (bool, dict, list)):
                     continue
                 value = None if label else cell_number(cell)
                 if kept and value is not None:
                     self.columns.add(name, row, value)
+                elif kept and (mixed := mixed_marks(cell)):
+                    raise ImportProblem(f"{self.problems.source}:{lines[row - start]}: {plain(name, 40)}: {mixed}")
                 elif kept:
                     self.problems.add(f"{plain(name, 40)} to be a number", cell, at=f":{lines[row - start]}")
                 elif label or (value is None and isinstance(cell, str)):

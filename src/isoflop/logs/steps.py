@@ -71,9 +71,9 @@ def _chosen(logged: Logged, step: str | None) -> str | None:
     if step is not None:
         if step not in columns:
             there = logged.shown()
-            raise ImportProblem(f"{logged.source}: --step: expected one of its columns {there}, got {step!r}")
+            raise ImportProblem(f"--step: expected one of its columns {there}, got {step!r}", logged.source)
         if _fault(logged, step) == NO_COUNT:
-            raise ImportProblem(f"{logged.source}: --step {step}: expected whole numbers from 0, but it {NO_COUNT}")
+            raise ImportProblem(f"--step {step}: expected whole numbers from 0, but it {NO_COUNT}", logged.source)
         return step
     if logged.index == "steps":
         return None
@@ -83,7 +83,7 @@ def _chosen(logged: Logged, step: str | None) -> str | None:
             return name
         told += [f"{plain(name, 40)} {fault}"] if fault != STILL else []
     if told:
-        raise ImportProblem(f"{logged.source}: its steps are not clear: {'; '.join(told)}. {ASK}{_others(logged)}")
+        raise ImportProblem(f"its steps are not clear: {'; '.join(told)}. {ASK}{_others(logged)}", logged.source)
     return None
 
 
@@ -174,9 +174,9 @@ def _tidied(columns: Columns, logged: Logged, notes: list[str], chosen: str | No
 def _in_order(name: str, column: Column, logged: Logged, notes: list[str], chosen: str | None) -> Column:
     """A column with rising steps, each once."""
     steps, values, _ = column.arrays()
-    called, where = plain(name, 40), f"{logged.source}: the steps of {plain(name, 40)}"
+    called, where = plain(name, 40), f"the steps of {plain(name, 40)}"
     if len(steps) and steps.min() >= TIMES:
-        raise ImportProblem(f"{where} begin at {steps.min():,}, as times do. {ASK}")
+        raise ImportProblem(f"{where} begin at {steps.min():,}, as times do. {ASK}", logged.source)
     if (np.diff(steps) > 0).all():
         return column
     if _is_disorder(steps):
@@ -188,7 +188,8 @@ def _in_order(name: str, column: Column, logged: Logged, notes: list[str], chose
     if falls and chosen is None and lost > LOST * len(steps):
         raise ImportProblem(
             f"{where} go back {falls} times, down to {least:,.0f}; {of} would be lost: several runs in it, or steps "
-            f"that begin again. {ASK}"
+            f"that begin again. {ASK}",
+            logged.source,
         )
     if falls:
         times = "once" if falls == 1 else f"{falls} times"
@@ -199,8 +200,9 @@ def _in_order(name: str, column: Column, logged: Logged, notes: list[str], chose
         differ = int(((np.diff(steps) == 0) & (np.diff(values) != 0)).sum())
         if chosen is not None and logged.index == "rows" and kind_of(name) == "loss" and differ >= SHARED * len(steps):
             raise ImportProblem(
-                f"{logged.source}: {differ + 1:,} of {len(steps):,} values of {called} share their step with another. "
-                f"{ASK}{_others(logged)}"
+                f"{differ + 1:,} of {len(steps):,} values of {called} share their step with another. "
+                f"{ASK}{_others(logged)}",
+                logged.source,
             )
         notes.append(f"{called}: {of} have the step of a later one, which counts")
     return column.taken(kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,21 @@ def write_bytes(location: Location, content: bytes) -> None:
 def is_record(name: str) -> bool:
     """True for the file names of records, `isoflop-<run_id>.jsonl`."""
     return name.startswith("isoflop-") and name.endswith(".jsonl")
+
+
+def is_link_out(path: str, top: str | os.PathLike[str]) -> bool:
+    """True for a link to a folder outside of `top`: one inside of it (W&B's `latest-run`) is found anyway."""
+    return (
+        os.path.islink(path)
+        and os.path.isdir(path)
+        and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(top))
+    )
+
+
+def describe_links(top: str | os.PathLike[str], links: Sequence[str]) -> str:
+    """That links to folders are not followed, and what to do."""
+    many = f"{len(links)} links to folders are" if len(links) > 1 else "a link to a folder is"
+    return f"{os.fspath(top)}: {many} not followed: name {links[0]} itself"
 
 
 def records_below(url: str) -> list[str]:

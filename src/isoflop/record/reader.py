@@ -6,12 +6,22 @@ import io
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from isoflop.record.lines import Problems, header_fields, parse, point_from, split_lines, step_of, whole_point
-from isoflop.record.paths import as_text, is_record, is_url, location_of, read_bytes, records_below
+from isoflop.record.paths import (
+    as_text,
+    describe_links,
+    is_link_out,
+    is_record,
+    is_url,
+    location_of,
+    read_bytes,
+    records_below,
+)
 from isoflop.record.provenance import json_safe
 from isoflop.record.run import SCHEMA_VERSION, Point, RecordError, Run
 
@@ -123,14 +133,12 @@ def record_files(
         if not os.path.isdir(path):
             yield path
             continue
-        links, found = [], False
+        links: list[str] = []
         for folder, below, names in os.walk(path, followlinks=False):
-            links += [os.path.join(folder, name) for name in below if os.path.islink(os.path.join(folder, name))]
-            for name in filter(is_record, names):
-                found = True
-                yield os.path.join(folder, name)
-        if links and not found:
-            say(f"{path} has no records but links to folders, which are not followed: name {links[0]} itself")
+            links += filter(partial(is_link_out, top=path), (os.path.join(folder, name) for name in below))
+            yield from (os.path.join(folder, name) for name in filter(is_record, names))
+        if links:
+            say(describe_links(path, links))
 
 
 def read_stream(stream: BinaryIO, path: str) -> Run:

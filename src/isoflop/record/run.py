@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, make_dataclass
+from statistics import median
 from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
@@ -157,6 +158,51 @@ class Run:
     problems: tuple[str, ...] = ()  # what the reader had to repair or skip
     path: str | None = None
 
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps done: of the last point, or as many as the end line states."""
+        stated = (self.end or {}).get("step")
+        last = self.points[-1].step if self.points else 0
+        return max(last, stated) if isinstance(stated, int) else last
+
+    @property
+    def not_ended(self) -> str:
+        """Why it did not come to its planned end; "": it did. Whether its loss is a number there is not asked."""
+        return self.stopped or ("it is not finished" if self.status == "running" else "")
+
+    @property
+    def stopped(self) -> str:
+        """Why it ended before its plan; "": it did not, or it still runs."""
+        if self.status == "running":
+            return ""
+        planned = self.planned.get("steps")
+        early = stopped_early(self.steps_done, planned) if isinstance(planned, int | float) else ""
+        return early or (f"it was {self.status}" if self.status != "completed" else "")
+
+    @property
+    def rose(self) -> str:
+        """That the training loss ended far above the lowest before, beyond its noise, or is no number; "": it did not.
+
+        Medians of a twentieth of the points are compared: data that change may do it too. "" while the run trains.
+        """
+        if self.status == "running" or not self.points:
+            return ""
+        if "train" in self.points[-1].nonfinite:
+            return "its training loss is no finite number at the end"
+        known = [(point.step, loss) for point in self.points if (loss := point.losses.get("train")) is not None]
+        each = max(len(known) // PARTS, 3)
+        parts = [known[i - each : i] for i in range(len(known), each - 1, -each)]
+        if len(parts) < 4:
+            return ""
+        losses = [loss for _, loss in known]
+        off = (abs(b - (a + c) / 2) for a, b, c in zip(losses, losses[1:], losses[2:], strict=False))
+        noise = median(off) / each**0.5
+        medians = [median(loss for _, loss in part) for part in parts]
+        end, low = medians[0], min(medians)
+        if low <= 0 or end - low < max(RISEN * low, NOISES * noise):
+            return ""
+        return f"its training loss ended at {end:.4g}, after {low:.4g} at step {parts[medians.index(low)][-1][0]:,}"
+
     def __str__(self) -> str:
         last = self.points[-1].step if self.points else 0
         return f"{self.name or self.run_id}: {self.status}, {last:,} steps, {len(self.points):,} points"
@@ -177,6 +223,29 @@ class Run:
             "advice": f"{len(self.advice)}",
         }
         return html_table(self.name or self.run_id, rows, self.problems[:3])
+
+
+PARTS, RISEN, NOISES = 20, 0.1, 10.0
+"""Parts of a curve whose medians are compared; rise from the lowest, as a share of it and in median distances of a loss
+from its neighbours' mean over √n, from which on it is told. Judgements: that distance is .8 standard deviations of a
+loss, and the lowest of twenty medians lies two of theirs below."""
+ENDED = 0.98
+"""Share of its planned steps that a run must have done: one that was stopped before has no final loss."""
+
+
+def stopped_early(last_step: float, planned: float) -> str:
+    """Why a run that ended did not come to its planned end; "": it did, or no step is known.
+
+    Args:
+        last_step: optimizer steps done.
+        planned: optimizer steps planned.
+
+    >>> stopped_early(979, 1000), stopped_early(980, 1000)
+    ('it ended at step 979 of 1,000 planned', '')
+    """
+    if 0 < last_step < ENDED * planned:
+        return f"it ended at step {last_step:,.0f} of {planned:,.0f} planned"
+    return ""
 
 
 COUNTS = ("total", "trainable", "non_embedding", "non_embedding_with_head", "active")

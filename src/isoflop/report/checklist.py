@@ -46,7 +46,7 @@ def checklist(study: Study, held: Extrapolation | str) -> tuple[Item, ...]:
         "study": study,
         "held": held,
         "compared": study.compared(),
-        "left": len(study.ends) - len(study.counted),
+        "left": len(study.ends) - (len(study.counted) if study.fit is None else study.fit.n),
         "ranges": _ranges(study),
         "epochs": _epochs(study.curves),
         "commits": list(filter(None, (commit_of(curve.run) for curve in study.curves))),

@@ -9,6 +9,7 @@ from typing import Any
 from isoflop.figures import Figure, NoFigure, Study, figures, study
 from isoflop.figures.study import LEVEL
 from isoflop.fit.holdout import Extrapolation
+from isoflop.fit.record_set import joined
 from isoflop.report.checklist import Item, checklist
 from isoflop.report.latex import used_by
 from isoflop.report.runs import Fact, RecordedAdvice, RunRow, Sources, facts, latest_advice, run_rows
@@ -69,7 +70,7 @@ def study_of(
     Raises:
         ValueError: no record has this loss.
     """
-    runs = sources.runs
+    runs, loss = joined(sources.runs, loss)
     if loss is not None and runs:
         known = dict.fromkeys(name for run in runs for point in run.points for name in point.losses)
         if loss not in known:

@@ -203,7 +203,7 @@ def _no_law(study: Study) -> tuple[str, ...]:
 def _under_way(curves: Sequence[RunCurve], most: int = 3) -> list[str]:
     """Step and last forecast of the latest runs under way."""
     told = []
-    for curve in [each for each in curves if each.run.status != "completed" and len(each.step)][-most:]:
+    for curve in [each for each in curves if each.run.status == "running" and len(each.step)][-most:]:
         planned = curve.run.planned.get("steps")
         of = f" of {planned:,} planned" if isinstance(planned, int) else ""
         text = f"“{name_of(curve.name)}” is at step {int(curve.step[-1]):,}{of}"

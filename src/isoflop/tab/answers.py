@@ -60,6 +60,8 @@ def _row(entry: Entry) -> dict[str, Any]:
         "name": (run.name or run.run_id)[:MOST_TEXT],
         "run_id": run.run_id[:MOST_TEXT],
         "status": run.status,
+        "stopped": run.stopped,
+        "rose": "" if reading.curve is None else reading.curve.rose,
         "N": size and run.parameters[size],
         "convention": size and size.replace("_", " "),
         "step": last and last.step,

@@ -6,7 +6,13 @@ import {element, show} from './dom.js';
 
 const KEPT = 'isoflop.scaling';
 const MOST_KEPT = 5000; // unchecked runs of all folders
-const STATUS = {running: 'running', completed: 'completed', interrupted: 'interrupted', lost: 'no news: killed?'};
+const STATUS = {
+  running: 'running',
+  completed: 'completed',
+  interrupted: 'ended early',
+  rose: 'the loss rose',
+  lost: 'no news: killed?',
+};
 const SILENT = 10; // log intervals without news
 const LEAST_SILENT = 120; // seconds: an interval may be short
 const natural = new Intl.Collator('en', {numeric: true}).compare;
@@ -18,7 +24,9 @@ export function isLost({status, time, every}) {
 
 /** What a run is doing, in a word. */
 export function stateOf(run) {
-  return run.run_id ? (isLost(run) ? 'lost' : run.status) : 'problem';
+  if (!run.run_id) return 'problem';
+  if (run.status === 'running') return isLost(run) ? 'lost' : 'running';
+  return run.stopped ? 'interrupted' : run.rose ? 'rose' : run.status;
 }
 
 /** Which runs are unchecked, and the filter; kept in the browser. Runs that appear later are checked. */
@@ -199,7 +207,7 @@ export class RunList {
 function badge(run) {
   const state = stateOf(run);
   const worst = ['critical', 'warning'].includes(run.worst) ? run.worst : '';
-  const title = [STATUS[state] ?? 'not readable', worst && `advice: ${worst}`].filter(Boolean).join('; ');
+  const title = [STATUS[state] ?? 'not readable', run.stopped, run.rose, worst && `advice: ${worst}`].filter(Boolean).join('; ');
   return element('span', {class: `status ${state} ${worst}`, title});
 }
 
@@ -211,7 +219,7 @@ function facts(run) {
     run.N && `N ${short(run.N)}`,
     run.D && `D ${short(run.D)}`,
     shown && `${shown} ${run.losses[shown].toFixed(3)}${age(run, shown)}`,
-    run.status !== 'completed' && share !== null && `${share}%`,
+    stateOf(run) !== 'completed' && share !== null && share < 100 && `${share}%`,
   ];
   return parts.filter(Boolean).join(' · ') || 'no points yet';
 }
@@ -232,6 +240,7 @@ function tip(run) {
   if (!run.run_id) return run.problem ?? '';
   const lines = [
     run.path,
+    [run.stopped, run.rose].filter(Boolean).join('; '),
     `${STATUS[stateOf(run)]}, step ${run.step === null ? '–' : run.step.toLocaleString('en')}`,
     `N ${short(run.N)} ${run.convention ?? ""} · D ${short(run.D)} tokens · C ${power(run.C)} FLOPs, measured`,
     ...Object.entries(run.losses).map(([name, value]) => `${name} ${loss(value)} nats${age(run, name)}`),
@@ -264,7 +273,7 @@ export function progress(place, told) {
 // name of the column, value to sort by, text
 const COLUMNS = [
   ['run', (run) => run.name, (run) => run.name],
-  ['state', (run) => stateOf(run), (run) => stateOf(run)],
+  ['state', (run) => stateOf(run), (run) => STATUS[stateOf(run)] ?? 'not readable'],
   ['step', (run) => run.step, (run) => run.step?.toLocaleString('en') ?? '–'],
   ['N', (run) => run.N, (run) => short(run.N)],
   ['D, tokens', (run) => run.D, (run) => short(run.D)],
