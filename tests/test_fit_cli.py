@@ -275,10 +275,10 @@ def test_records_of_a_folder(tmp_path: Path) -> None:
     assert json_found["best_size"]["determined"] is False and json_found["extrapolates"] is None
     assert json_found["n"] == 2 and json_found["warnings"][0].startswith("2 runs for 5 constants")
     assert told(folder, "--n", "active").startswith(
-        f"expected finished runs, got none in {folder}; run-a: its parameters (active) are not known; run-b: its"
+        f"expected finished runs, got none in {folder}; run-a, run-b: its parameters (active) are not known;"
     )
     missing = told(folder, "--loss", "eval/none")  # which was asked for, of which run, and what there is instead
-    assert missing.startswith(f"expected finished runs, got none in {folder}; run-a: it has no loss 'eval/none'")
+    assert missing.startswith(f"expected finished runs, got none in {folder}; run-a, run-b: it has no loss 'eval/none'")
     assert "run-b: it has no loss 'eval/none' with its tokens (it has eval/val, train)" in missing
 
 
