@@ -66,7 +66,7 @@ def _of_run(study: Study, curve: RunCurve) -> dict[str, Any]:
 
 def legend_entry(name: str, **look: Any) -> Series:
     """An entry of the legend alone."""
-    return Series(name, np.full(1, np.nan), np.full(1, np.nan), **look)
+    return Series(name, np.empty(0), np.empty(0), **look)
 
 
 def unsound(study: Study) -> tuple[tuple[Series, ...], tuple[str, ...]]:
