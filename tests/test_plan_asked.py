@@ -196,3 +196,13 @@ def test_records_of_other_tools_are_held_to_the_same(imported: bool) -> None:
     found = isoflop.study(runs)
     rates = found.C / found.columns["N"] / found.columns["D"]
     assert np.allclose(rates, 6 if imported else 6.5 / 3, rtol=0.01)
+
+
+def test_a_law_that_fails_on_larger_runs_leaves_the_loss_open(tmp_path: Path) -> None:
+    def row(N: float, D: float, C: float, loss: float) -> dict[str, float]:
+        return {"N": N, "D": D, "loss": loss * (1.025 if max(BUDGETS) > C else 1)}  # read before their rate decayed
+
+    found = answer("plan", "--flops", "1e22", "--runs", sweep(tmp_path / "runs.csv", row))
+    truth = 1.8172 + 482.01 / found["N"] ** 0.3478 + 2085.43 / found["D"] ** 0.3658
+    assert any("follow no one law" in doubt or "fails on the larger ones" in doubt for doubt in found["warnings"])
+    assert found["L"] is None or found["intervals"]["L"][0] < truth < found["intervals"]["L"][1]

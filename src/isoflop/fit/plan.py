@@ -36,7 +36,7 @@ from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.profiles import profile_minima
 from isoflop.fit.robust import POOR, describe_misfit, describe_outliers, explaining, far_runs, kept_rows
 from isoflop.fit.runs import check_runs, describe_rate, implausible
-from isoflop.fit.trust import describe_open, trust_of
+from isoflop.fit.trust import LeftOut, describe_open, trust_of
 from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Convention, Law, understated
 from isoflop.laws.frontier import Allocation, interval, short
@@ -87,7 +87,9 @@ LEAST_APART = 0.02
 """Of ln L between corpora, where the laws happen to cross."""
 
 
-def expected_loss(N: float, D: float, own: Posterior | None = None, level: float = 0.8) -> ExpectedLoss:
+def expected_loss(
+    N: float, D: float, own: Posterior | None = None, level: float = 0.8, missed: float = 0.0
+) -> ExpectedLoss:
     """Nats per token with an interval, or None; and whose they are, or why there are none.
 
     Without own runs it is Chinchilla's loss, and the interval knows that the reader's corpus is another: it is widened
@@ -98,9 +100,12 @@ def expected_loss(N: float, D: float, own: Posterior | None = None, level: float
         D: tokens, none of them repeated.
         own: what own runs say.
         level: of the interval.
+        missed: what the law of the smaller own runs misses of the larger ones, ln L per e-fold of compute.
     """
     if own is not None:
-        losses = np.exp(own.run_losses(N, D))
+        wide = missed * max(0.0, math.log(own.flops(N, D) / own.largest))
+        losses = own.run_losses(N, D)
+        losses = np.exp(losses + wide * np.random.default_rng(1).standard_normal(len(losses)))
         said = "the loss is that of the law of all own runs; it knows no change of recipe"
         return float(np.median(losses)), interval(losses, level), said
     if why := published(REFERENCE).out_of_reach(6 * N * D):
@@ -242,7 +247,7 @@ class _Source:
     """What answers: a law, whose it is (`method`, a published `name`), and what own runs say beside it.
 
     `states_loss`: the law's losses are its source's own. `line`: it knows the best size alone. `rate`: C/(N·D).
-    `no_loss`: why none is stated.
+    `no_loss`: why none is stated. `missed`: as `expected_loss` has it.
     """
 
     law: Law
@@ -257,13 +262,14 @@ class _Source:
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
     no_loss: str = ""
+    missed: float = 0.0
 
     def loss(self, question: Question, N: float, D: float) -> ExpectedLoss:
         """Of N parameters on D tokens; a line, which knows the best size alone, says nothing of repeated tokens."""
         if self.no_loss:
             return None, None, self.no_loss
         if self.line and not (question.unique_tokens is not None and question.unique_tokens < D):
-            return expected_loss(N, D, self.own, question.level)
+            return expected_loss(N, D, self.own, question.level, self.missed)
         if self.line:
             return None, None, "tokens repeat (--law muennighoff2023 states a loss)"
         if not self.states_loss:
@@ -338,6 +344,9 @@ def _by_runs(
         rate=TRAINING_FLOPS if poor else rate,
         rows=own_rows,
         doubts=doubts,
+        missed=trust.held.error / max(math.log(trust.held.reach), 1.0)
+        if isinstance(trust.held, LeftOut) and not trust.held.passed
+        else 0.0,
         no_loss="no loss is stated, for your runs follow no one law" if poor else "",
         minima=found.minima if found is not None else (),
         notes=(
