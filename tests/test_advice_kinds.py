@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,14 @@ def test_steps_that_are_not_made_are_reported(from_step: int, tmp_path: Path) ->
     found = [advice for advice in told if advice.reason is Reason.UNCHANGED]
     assert len(found) == 1 and found[0].step <= from_step + 150 and not found[0].stops
     assert "No weight of the model has changed in" in found[0].what
+
+
+def test_a_loss_that_falls_is_learnt_somewhere() -> None:
+    """By weights that are not of this model, or a replayed curve."""
+    level = [(10 * i, 2.5 + 0.03 * math.sin(7 * i)) for i in range(1, 60)]
+    falls = [(step, loss + 20 / (step / 10 + 4)) for step, loss in level]
+    assert judged("the weights", losses=level, unchanged_since=200) is not None
+    assert judged("the weights", losses=falls[:30], unchanged_since=50) is None
 
 
 def past_versions(optimizer: Any, step: int) -> None:
@@ -228,3 +237,65 @@ def test_a_learning_rate_of_zero_ends_no_advice() -> None:
     forecaster, _ = curve(6000, **rests, rate=lambda step: max(1 - step / 1000, 0.0) * 1e-3)
     found = forecaster.forecast(LrPlan(np.array([0.0, 1000.0, 6000.0]), np.array([1e-3, 0.0, 0.0])))
     assert isinstance(found, NoForecast) and found.reason is Refusal.STUCK
+
+
+# -- a loss that explodes, stays up, or is on its way back ------------------------------------------------------------
+EXPLODES = {"steps": 300, "total_steps": 400, "on_advice": "stop"}
+
+
+def explodes(step: int, loss: float) -> float:
+    """A first loss of ln V, then far above it, without NaN, and slowly back."""
+    return 5.5 if step <= 6 else min(5.5 + 3 * (step - 6), 400.0) - max(step - 150, 0)
+
+
+@pytest.mark.parametrize(("log_every", "by"), [(10, 40), (2, 32)])
+def test_an_explosion_in_the_first_steps_ends_the_run(log_every: int, by: int, tmp_path: Path, capsys: Any) -> None:
+    options: Any = {**EXPLODES, "log_every": log_every, "task": "pretraining"}
+    monitor, _ = trained(tmp_path, stepped, loss=explodes, **options)
+    assert monitor.should_stop and monitor.steps <= by
+    end = " ".join(capsys.readouterr().out.split())
+    assert (
+        "Verdict: the loss ended at " in end and "above its best of " in end and "stood to the end: the loss div" in end
+    )
+    assert "fine: loss" not in end and "plateau" not in end
+
+
+def early(now: Sequence[float], first: float = 5.5, every: int = 10, **known: Any) -> Any:
+    return judged("divergence", losses=[(every * (i + 1), loss) for i, loss in enumerate([first, *now])], **known)
+
+
+def test_a_loss_far_above_its_first_one_is_lost_however_few_log_steps_there_are() -> None:
+    told = early([22.0, 84.0, 193.0])
+    assert told.stops and told.severity is Severity.CRITICAL and "The loss diverges: 84.000 nats" in told.what
+    assert early([22.0, 84.0, 193.0], warmup_steps=100).stops
+    assert early([12.0, 13.0, 12.5]).stops and early([60.0, 70.0, 90.0], every=1).stops
+    assert early([12.0, 13.0, 12.5], every=1) is None  # the first steps of a high rate without a warm-up
+    assert early([22.0, 84.0]) is None and early([9.0, 9.0, 10.0]) is None
+    again = early([100.0, 480.0, 110.0, 100.0, 90.0])
+    assert not again.stops and "rose and falls again" in again.what
+
+
+@pytest.mark.parametrize(
+    "task", [NAMELESS, Task(start="finetuning"), Task(objective="regression"), Task(objective="headless")]
+)
+def test_a_first_loss_that_may_be_a_lucky_one_is_no_measure(task: Task) -> None:
+    assert early([2.0, 2.5, 2.2], first=0.1, task=task) is None and early([22.0, 34.0, 23.0], first=0.1, task=task)
+    assert early([9.0, 9.0, 9.0], first=0.1, task=Task(objective="reinforcement")) is None
+
+
+def test_the_scatter_of_a_rise_hides_no_rise() -> None:
+    """Level with level, but each log step of the rise far from the next."""
+    noisy = [*FALLING, *((510 + 10 * i, 4.6 + 1.2 * (-1) ** (i // 2)) for i in range(30))]
+    assert judged("divergence", losses=noisy) is not None
+
+
+def test_a_fault_that_stays_is_not_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A rise near the margin, and one that came most of its way back: both are advised on once and stand."""
+    wave = lambda step: 0.05 * math.sin(0.9 * step)  # noqa: E731
+    for name, risen in (("labels", lambda s: 0.5 - 0.1 * s / 400), ("back", lambda s: 0.4 + 900 * math.exp(-s / 40))):
+        level = lambda step, loss: 2 + 40 / (step + 10) + wave(step) + (risen(step - 400) if step > 400 else 0)  # noqa: B023, E731
+        _, told = trained(tmp_path / name, stepped, steps=800, loss=level, task="pretraining")
+        end = capsys.readouterr().out
+        assert len([advice for advice in told if advice.reason is Reason.DIVERGING]) == 1, name
+        assert "stood to the end: the loss diverges" in end and "no longer held" not in end
+        assert "the loss ended at 2." in end and "above its best of 2.1" in end and "fine: loss" not in end

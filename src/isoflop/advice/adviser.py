@@ -10,7 +10,7 @@ import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -19,21 +19,22 @@ import numpy as np
 from isoflop.advice.advice import Advice, Missing, Severity
 from isoflop.advice.curve_rules import (
     AVERAGED,
+    EXPLODED,
     FEW,
+    LATELY,
     LOOKS,
     diverging,
     hardware,
     off_curve,
     plateau,
     resumed,
-    schedule,
     stuck,
     unchanged,
     unfallen,
 )
 from isoflop.advice.data_rules import batch, epochs, offset, overfitting, too_low
-from isoflop.advice.recipe_rules import learning_rate, own_sizes, weight_decay
-from isoflop.advice.run_state import Expected, Rule, Situation, Thresholds, scatter
+from isoflop.advice.recipe_rules import learning_rate, own_sizes, schedule, weight_decay
+from isoflop.advice.run_state import KEPT, Expected, Rule, Situation, Standing, Thresholds, scatter
 from isoflop.advice.size_rules import past_efficient, planned, target
 from isoflop.fit.runs import in_tail
 from isoflop.forecast import Fit, Forecast, LrPlan, NoForecast, Normal, OnlineForecaster, usable
@@ -64,9 +65,6 @@ RULES: dict[str, Rule] = {
     )
 }
 """All rules by name, in the order in which they are asked."""
-AGAIN, AGAIN_LOGS = 0.1, 20
-"""Share of the planned run, or steps of one without an end, before a finding that had gone is given again, each time
-twice as much; and the steps have grown by half, for a curve from before it is held against so long."""
 DECAY_NOW = 0.15
 """Steps of a decay that begins now, over the steps done: 10 to 20% is usual (Hägele et al. 2024)."""
 MOST = 96
@@ -76,8 +74,8 @@ BLOCK, SPIKE = 0.01, 32
 looked at once in half a block, or in so many steps."""
 SMALLER = 0.7
 """Of a step's tokens: a batch that shrinks so far follows another curve."""
-REFIT, KEPT = 1.05, 1.5
-"""The curve is fitted whenever the steps have grown by the first factor, and held against until by the second."""
+REFIT = 1.05
+"""The curve is fitted whenever the steps have grown by this factor."""
 STEPPED, WINDOW = 0.3, 0.2
 """A learning rate that falls by this part of its peak within a sixteenth of an e-fold falls in a step; how far back,
 as a part of the steps done, that counts."""
@@ -190,11 +188,18 @@ class Track:
         late = [loss for step, loss in self.losses if in_tail(step, self.losses[-1][0])]
         return math.nan if self.nonfinite else sum(late) / len(late) if late else None
 
-    def ends(self) -> tuple[float, float, float]:
-        """The first loss, the best, and the last ones', all but the first as medians of `AVERAGED` log steps."""
-        losses = np.array([loss for _, loss in self.losses])
-        medians = np.median(np.lib.stride_tricks.sliding_window_view(losses, AVERAGED), axis=1)
-        return float(losses[0]), float(medians.min()) + 2 * scatter(losses[-30:]), float(medians[-1])
+    def ends(self) -> tuple[float, tuple[int, float] | None]:
+        """The last loss; step and loss of the best one where the last lies clearly above it.
+
+        Medians of `AVERAGED` log steps; of fewer than `FEW` log steps themselves, and clearly is twice as much.
+        """
+        few, losses = len(self.losses) < FEW, np.array([loss for _, loss in self.losses])
+        width = 1 if few else AVERAGED
+        medians = np.median(np.lib.stride_tricks.sliding_window_view(losses, width), axis=1)
+        at, final = int(medians.argmin()), float(medians[-1])
+        noise = 2 * scatter(losses[: max(at + width, FEW)][-LATELY:])
+        best = self.losses[at + width // 2][0], float(medians[at])
+        return final, best if final > (2 if few else 1.03) * (best[1] + noise) else None
 
     def level(self, step: int) -> float | None:
         """The training loss at `step`, the mean over the same part of the steps as a run's final loss.
@@ -245,58 +250,6 @@ def _expected(
     return tuple(found)
 
 
-@dataclass
-class _Standing:
-    """One rule's findings so far."""
-
-    held: int = 0  # log steps in a row with a finding
-    gone: int = 0  # … and without
-    given_at: int | None = None
-    times: int = 1  # that it was given, as far as this process knows
-    gave: int = Severity.WARNING  # its severity then, likewise
-    given: Advice | None = None  # last, whether or not it still holds
-    severity: int | None = None  # of what holds
-    advice: Advice | None = None
-
-    def lately(self, run: Situation) -> bool:
-        """Whether it was given not long ago."""
-        again = AGAIN * run.total_steps if run.total_steps else AGAIN_LOGS
-        if self.given_at is None:
-            return False
-        return run.step - self.given_at < max(again * 2 ** (self.times - 1), (KEPT - 1) * self.given_at)
-
-    def nothing(self, in_a_row: int) -> None:
-        """No finding at this log step."""
-        self.held, self.gone = 0, self.gone + 1
-        if self.gone >= in_a_row:
-            self.severity = self.advice = None
-
-    def found(self, advice: Advice, in_a_row: int, run: Situation, late: bool) -> bool:
-        """A finding, which holds after so many in a row: whether it is to be given.
-
-        `late`: too little of the run is left for it; it is not given, but the run is not fine.
-        """
-        self.held, self.gone = self.held + 1, 0
-        before, known = self.severity, self.advice
-        if late and (known is None or advice.severity > known.severity):
-            self.severity, self.advice = int(advice.severity), advice
-        if late or (before is None and self.held < in_a_row):
-            return False
-        worse = before is None or advice.severity > before
-        self.advice = advice if worse or known is None else replace(advice, step=known.step)
-        if worse and advice.severity <= self.gave and self.lately(run):
-            return False  # but when that time is over
-        self.severity = int(advice.severity)
-        if not worse:
-            return False
-        if before is None:
-            self.times += self.given_at is not None
-            self.given_at = run.step
-        self.gave = int(advice.severity)
-        self.given = advice
-        return True
-
-
 class Adviser:
     """What holds now, and what is new.
 
@@ -314,7 +267,7 @@ class Adviser:
         self._missing: dict[str, Missing] = {}
         self._failed = failed
         self._aside: set[str] = set()
-        self._standing: dict[str, _Standing] = {name: _Standing() for name in RULES}
+        self._standing: dict[str, Standing] = {name: Standing() for name in RULES}
         self._asked: dict[str, tuple[int, Forecast | NoForecast | None]] = {}
         self._looked, self._open = -SPIKE, False  # step of the last judgement; a finding comes or goes
         self._seen: tuple[Any, ...] = ()
@@ -358,7 +311,9 @@ class Adviser:
         track.add(step, loss, speed)
         # as `diverging` has it, which gives nothing otherwise
         least, losses = (1 + limits.divergence_share) * track.lowest, track.losses
-        rises = len(losses) >= FEW and 0 < track.lowest < least < min(losses[-limits.in_a_row :], key=itemgetter(1))[1]
+        if len(losses) < FEW:
+            least = EXPLODED * losses[0][1] if len(losses) > limits.in_a_row else math.inf
+        rises = 0 < track.lowest < least < math.inf and min(losses[-limits.in_a_row :], key=itemgetter(1))[1] > least
         lost = rises or track.nonfinite > 0
         apart = max(BLOCK / 2 * step, SPIKE)
         if not (lost or self._open or seen != self._seen or step - self._looked >= apart):
@@ -402,6 +357,7 @@ class Adviser:
                 warmup_steps=run.warmup_steps if plan is None else plan.warmup_steps,
                 losses=tuple(track.losses),
                 nonfinite=track.nonfinite,
+                risen=self._standing[diverging.name].advice is not None,
                 resumed_at=track.resumed_at,
                 expected=track.expected if trained else (),
                 looks=tuple(track.looks) if trained else (),
@@ -421,7 +377,7 @@ class Adviser:
         """The planned end has moved: findings and forecasts that depend on it are forgotten."""
         for name, each in RULES.items():
             if each.of_end:
-                self._standing[name] = _Standing()
+                self._standing[name] = Standing()
                 self._missing.pop(name, None)
         self._asked.clear()
 
@@ -452,7 +408,7 @@ class Adviser:
                 found = each(run, self._whole_run)
             except Exception as error:  # a rule that fails takes no other along
                 self._aside.add(name)
-                self._standing[name] = _Standing()
+                self._standing[name] = Standing()
                 if self._failed is None:
                     raise
                 self._failed(name, error)
@@ -502,7 +458,7 @@ class Adviser:
                     for key in ("given", "advice")
                 )
                 gave = Severity.WARNING if given is None else given.severity
-                self._standing[name] = _Standing(
+                self._standing[name] = Standing(
                     given_at=int(step), gave=gave, given=given, severity=known["stands"].get(name), advice=advice
                 )
         self.track.load_state_dict(state["track"])

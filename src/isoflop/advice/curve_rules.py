@@ -1,4 +1,4 @@
-"""Rules on a run's own curves: its loss, its learning-rate schedule (Hoffmann et al. 2022, appendix B), its speed."""
+"""Rules on a run's own curves: its loss, its speed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import statistics
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import lru_cache
 from operator import itemgetter
 
 import numpy as np
@@ -21,7 +20,7 @@ from isoflop.advice.run_state import (
     rule,
     scatter,
 )
-from isoflop.forecast import LrPlan, Normal
+from isoflop.forecast import Normal
 from isoflop.laws.papers import published
 
 FEW = 8
@@ -39,6 +38,9 @@ AS_BEFORE = 1.5
 """A rise lasts no longer than this times the second longest that came back: data that comes in blocks, spikes."""
 BLOWN_UP = 100.0
 """Likewise where the loss may rise: no adversary and no moving target raises one so far."""
+EXPLODED, FAR, LASTS = 2.0, 10.0, 24
+"""Times the first loss: of classes or tokens it is that of a model that knows nothing, and no healthy one comes to so
+much but for a few of the first steps; so it lies far above it, or above it for so many steps."""
 MAY_RISE = (
     "nothing, if this loss may rise (an adversary's, of values whose targets grow, with a weight that grows; "
     "task= says what is trained); else "
@@ -69,12 +71,6 @@ MOST_FALL = 0.05
 """Of the loss: small models on small data fall by less than the law, which was fitted from 1e9 tokens on."""
 MOST_NATS = 100
 """Per token: beyond it a loss is no cross-entropy of a model that learns."""
-FLAT = 0.02
-"""Of the peak: a rate that changes by less over the run's last tenth has ended, or never decays."""
-IDLE = 1e-3
-"""Of the peak: a rate below it does nothing."""
-DECAYED = 0.12
-"""Of the peak: where a decay may end (Hoffmann et al.: a tenth)."""
 SLOW_STEPS = 5
 """Log steps, each of which must be slow: a single validation or checkpoint in between does not count."""
 OTHERS = "the data (order, duplicates, another mix), the precision and the gradient norm"
@@ -89,7 +85,8 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     the lowest median of five log steps in a row, so that one lucky batch makes no benchmark. It has to last, for a
     share of the steps done, and longer than rises that came back twice before: spikes of some tens of steps come and
     go, whatever the interval between log steps, and so do blocks of harder data. A loss that jumped and falls again may
-    have met new data: that is no reason to stop.
+    have met new data: that is no reason to stop. A rise that was found holds until half of that margin is left. However
+    few log steps there are, a loss far above its first one is lost.
     """
     if run.nonfinite >= thresholds.in_a_row:
         return Advice(
@@ -101,20 +98,25 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
             basis=("this run's loss",),
             stops=True,
         )
-    losses = np.array([loss for _, loss in run.losses])
+    if run.task.objective == "reinforcement" or falling_loss(run):
+        return None
+    losses, held = np.array([loss for _, loss in run.losses]), 0.5 if run.risen else 1.0
+    now = losses[-thresholds.in_a_row :]
+    if len(losses) > len(now) and 0 < EXPLODED * losses[0] < now.min() and _exploded(run, float(now.min())):
+        falls = now.max() < losses.max() / 4
+        return _risen_to(run, "rose and falls again" if falls else "diverges", not falls, now, losses[0], 0)
     if len(losses) < FEW or run.step < (run.warmup_steps or 0):
         return None
     lowest = float(losses.min())
-    if lowest <= 0 or losses[-thresholds.in_a_row :].min() <= (1 + thresholds.divergence_share) * lowest:
+    if lowest <= 0 or now.min() <= (1 + held * thresholds.divergence_share) * lowest:
         return None  # about zero a loss has no best; and the best is the lowest, or above it
-    if run.task.objective == "reinforcement" or falling_loss(run):
-        return None
     medians = np.sort(np.lib.stride_tricks.sliding_window_view(losses, 5), axis=1)[:, 2]
     at = int(medians.argmin())
     lately = sum(step > (1 - thresholds.divergence_span) * run.step for step, _ in run.losses)
     best, now = float(medians[at]), losses[-max(thresholds.in_a_row, lately) :]
-    sd = max(scatter(losses[-LATELY : -thresholds.in_a_row]), LEAST_NOISE * abs(best))
-    margin = max(thresholds.divergence * sd, thresholds.divergence_share * abs(best))
+    known = losses[: at + AVERAGED] if at + AVERAGED >= FEW else losses[: -thresholds.in_a_row]
+    sd = max(scatter(known[-LATELY:]), LEAST_NOISE * abs(best))  # a rise scatters by itself
+    margin = held * max(thresholds.divergence * sd, thresholds.divergence_share * abs(best))
     if not (now > best + margin).all():
         return None
     steps = np.array([step for step, _ in run.losses])
@@ -122,7 +124,9 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     rise, half = losses[begin:] - best, (begin + len(losses)) // 2 - begin
     fallen, old = _fallen(rise, sd), run.step - steps[begin] > OLD * run.step
     falls = fallen > 0 or bool(old and np.median(rise[half:]) < (1 - STILL) * np.median(rise[:half]))
-    if fallen > RECOVERS or run.step - steps[begin] <= AS_BEFORE * _came_back(steps, losses, medians, margin):
+    if not run.risen and (
+        fallen > RECOVERS or run.step - steps[begin] <= AS_BEFORE * _came_back(steps, losses, medians, margin)
+    ):
         return None
     sure = run.task.falls
     back = (1.0 if run.task.tuned else BACK) * (losses[: at + 1].max() - best) if sure else BLOWN_UP * losses[0]
@@ -132,19 +136,36 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
         if rate > REWARMED * then:
             return None  # a rate that rises again raises the loss
     does = "diverges" if lost else "rose and falls again" if falls else "has risen"
-    unless = "" if lost else "if the data has changed there, nothing; else " if sure else MAY_RISE
+    return _risen_to(run, does, lost, now, best, at, sd)
+
+
+def _exploded(run: Situation, now: float) -> bool:
+    """Whether a loss lies far above the first one, or clearly above it for long."""
+    first = run.losses[0][1]
+    guesses = run.task.falls and not run.task.tuned and run.task.objective != "regression"
+    limit = first * (EXPLODED if guesses else BLOWN_UP)
+    since = next(step for step, loss in reversed(run.losses) if loss <= limit)
+    return now > max(limit, FAR * first) or (now > limit and run.step - since >= LASTS)
+
+
+def _risen_to(
+    run: Situation, does: str, lost: bool, now: np.ndarray, best: float, at: int, sd: float | None = None
+) -> Advice:
+    """A rise of the loss from its best, at an index of the losses."""
+    step, unit, loss = run.losses[at][0], run.task.unit, float(np.median(now))
+    unless = "" if lost else "if the data has changed there, nothing; else " if run.task.falls else MAY_RISE
+    begin = "begin again" if sd is None else f"go back to a checkpoint before step {step:,}"
     return Advice(
         Reason.DIVERGING,
         Severity.CRITICAL if lost else Severity.WARNING,
         run.step,
-        f"The loss {does}: {nats(float(np.median(now)), run.task.unit)}, after "
-        f"{nats(best)} around step {run.losses[at][0]:,}; a logged loss scatters by {sd:.2g}.",
-        f"{unless}stop, go back to a checkpoint before step {run.losses[at][0]:,}, and lower the learning rate or skip "
-        f"the data; look at {OTHERS} too.",
+        f"The loss {does}: {nats(loss, unit)}, after {nats(best)} around step {step:,}"
+        f"{'' if sd is None else f'; a logged loss scatters by {sd:.2g}'}.",
+        f"{unless}stop, {begin}, and lower the learning rate or skip the data; look at {OTHERS} too.",
         (
-            Quantity("loss", float(np.median(now)), run.task.unit),
-            Quantity("best", best, run.task.unit),
-            Quantity("scatter", sd, run.task.unit),
+            Quantity("loss", loss, unit),
+            Quantity("best", float(best), unit),
+            *(() if sd is None else (Quantity("scatter", sd, unit),)),
         ),
         basis=("this run's loss",),
         stops=lost,
@@ -174,6 +195,10 @@ def unchanged(run: Situation, thresholds: Thresholds) -> Advice | None:
     since = run.unchanged_since
     if since is None or run.step - since < SKIPPED:
         return None
+    losses = np.array([loss for step, loss in run.losses if step > since])
+    half, sd = len(losses) // 2, scatter(losses[-LATELY:])
+    if half > 1 and np.median(losses[:half]) - np.median(losses[half:]) > 4 * sd / half**0.5:
+        return None  # something learns: these weights are not what is trained, or can't be seen to change
     return Advice(
         Reason.UNCHANGED,
         Severity.WARNING,
@@ -354,6 +379,12 @@ def stuck(run: Situation, thresholds: Thresholds) -> Advice | None:
     )
 
 
+def plateau_sought(run: Situation) -> bool:
+    """Whether a rule could hold the loss against a fall that was to be expected."""
+    by_law = _fall_by_law(run) is not None and len(_up_to(run.losses, run.step / 2)) >= AVERAGED
+    return by_law or any(run.looks)
+
+
 def _up_to(losses: Sequence[tuple[int, float]], step: float) -> list[float]:
     """The losses of the last twentieth of the steps up to `step`, `AVERAGED` of them at least."""
     end = bisect_right(losses, step, key=itemgetter(0))
@@ -391,69 +422,6 @@ def _fall_by_law(run: Situation) -> float | None:
 def _within(name: str, estimate: Normal, unit: str) -> Quantity:
     mean, sd = estimate
     return Quantity(name, mean, unit, mean - 2 * sd, mean + 2 * sd)
-
-
-@rule("the schedule", anything, of_end=True, at_once=True, early=True)
-def schedule(run: Situation, thresholds: Thresholds) -> Advice | None:
-    """Cut off in the middle of its decay, over long before the end, or rising again after the decay."""
-    found = (
-        None
-        if run.rates is None or not run.total_steps
-        else _fault(run.rates, run.total_steps, thresholds.schedule_over)
-    )
-    if found is None:
-        return None
-    what, do, last = found
-    numbers = (Quantity("learning rate at the end over its peak", last, "%"),)
-    basis = ("the trainer's schedule", "Hoffmann et al. 2022, appendix B")
-    return Advice(Reason.SCHEDULE, Severity.WARNING, run.step, what, do, numbers, basis=basis)
-
-
-@lru_cache(maxsize=4)  # a plan is one object as long as it holds
-def _fault(rates: LrPlan, total: int, over: float) -> tuple[str, str, float] | None:
-    """What is wrong with a schedule, what to do, and its last rate over its peak."""
-    steps = np.linspace(0, total, 401)
-    lr = rates.at(steps)
-    if not lr.max() > 0:
-        return None
-    share = lr / lr.max()
-    last, before = float(share[-1]), float(share[-41])
-    top = int((share >= 0.999).argmax())
-    lowest = top + int(share[top:].argmin())
-    idle = float(steps[share > IDLE][-1])
-    left = last - (before - last) / (0.1 * total)  # one step later: a decay to 0 in four steps ends with a quarter
-    if last - float(share[lowest]) > 0.1 and float(share[lowest]) < 0.5:
-        what = (
-            f"The learning rate comes down to {share[lowest]:.0%} of its peak at step {steps[lowest]:,.0f} and rises "
-            f"again to {last:.0%} before the run ends at step {total:,}."
-        )
-        do = "set the schedule's length to the planned steps; if restarts are meant, end the run at the end of one."
-    elif before - last > FLAT and left > DECAYED and (longer := _length(share)) >= over:
-        what = (
-            f"The learning-rate decay is cut off: at the planned end, step {total:,}, the rate is still "
-            f"{last:.0%} of its peak and falling; the decay is about {longer:.1f} times as long as the run."
-        )
-        do = (
-            f"unless it is meant to end there, set the schedule's length to {total:,} steps: a decay more "
-            "than 25% too long costs loss."
-        )
-    elif last <= IDLE and idle < 0.9 * total:
-        what = (
-            f"The learning rate is below a thousandth of its peak from step {idle:,.0f} on; the "
-            f"{total - idle:,.0f} steps after it buy nothing."
-        )
-        do = f"set the schedule's length to {total:,} steps, or end the run there."
-    else:
-        return None
-    return what, do, last
-
-
-def _length(share: np.ndarray) -> float:
-    """Length of the whole decay over the run's, read as a cosine to a tenth from the peak's end on."""
-    top = int(np.flatnonzero(share >= 0.999)[-1])
-    done = (len(share) - 1 - top) / (len(share) - 1)
-    progress = float(np.arccos(np.clip(2 * (share[-1] - 0.1) / 0.9 - 1, -1, 1))) / np.pi
-    return 1 - done + done / max(progress, 1e-3)
 
 
 @rule("the hardware", anything, after_warmup=True)

@@ -1,4 +1,4 @@
-"""Rules on a run's recipe: its peak learning rate against published recipes and the user's own runs.
+"""Rules on a run's recipe: its peak learning rate against published recipes and the user's own runs, its schedule.
 
 And the line at the start that shows published batch, rate, warm-up and weight decay beside the run's own.
 """
@@ -6,9 +6,13 @@ And the line at the start that shows published batch, rate, warm-up and weight d
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+
+import numpy as np
 
 from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count
 from isoflop.advice.run_state import OWN_REACH, Situation, Thresholds, anything, rule, sized
+from isoflop.forecast import LrPlan
 from isoflop.laws.recipes import BATCHES, HIGHEST_RATE, RATES, Recipe, published_values, warmup_of
 
 TIMESCALE, TIMESCALE_POWER = 1.084, -0.527
@@ -21,6 +25,12 @@ FORGETS = 30
 hundreds at least."""
 ADAM = (None, "adam")
 TRIALS = "trials with tiny models: above .02 Adam got worse at every size"
+FLAT = 0.02
+"""Of the peak: a rate that changes by less over the run's last tenth has ended, or never decays."""
+IDLE = 1e-3
+"""Of the peak: a rate below it does nothing."""
+DECAYED = 0.12
+"""Of the peak: where a decay may end (Hoffmann et al.: a tenth)."""
 
 
 def _adam(run: Situation) -> str:
@@ -171,3 +181,66 @@ def _part(name: str, values: dict[str, float], own: float | None, unit: str = ""
     text = count if unit else "{:.2g}".format
     between = text(low) if high < 1.01 * low else f"{text(low)} to {text(high)}"
     return f"{name} {between}{unit}" + (f" (yours {text(own)})" if own else "")
+
+
+@rule("the schedule", anything, of_end=True, at_once=True, early=True)
+def schedule(run: Situation, thresholds: Thresholds) -> Advice | None:
+    """Cut off in the middle of its decay, over long before the end, or rising again after the decay."""
+    found = (
+        None
+        if run.rates is None or not run.total_steps
+        else _fault(run.rates, run.total_steps, thresholds.schedule_over)
+    )
+    if found is None:
+        return None
+    what, do, last = found
+    numbers = (Quantity("learning rate at the end over its peak", last, "%"),)
+    basis = ("the trainer's schedule", "Hoffmann et al. 2022, appendix B")
+    return Advice(Reason.SCHEDULE, Severity.WARNING, run.step, what, do, numbers, basis=basis)
+
+
+@lru_cache(maxsize=4)  # a plan is one object as long as it holds
+def _fault(rates: LrPlan, total: int, over: float) -> tuple[str, str, float] | None:
+    """What is wrong with a schedule, what to do, and its last rate over its peak."""
+    steps = np.linspace(0, total, 401)
+    lr = rates.at(steps)
+    if not lr.max() > 0:
+        return None
+    share = lr / lr.max()
+    last, before = float(share[-1]), float(share[-41])
+    top = int((share >= 0.999).argmax())
+    lowest = top + int(share[top:].argmin())
+    idle = float(steps[share > IDLE][-1])
+    left = last - (before - last) / (0.1 * total)  # one step later: a decay to 0 in four steps ends with a quarter
+    if last - float(share[lowest]) > 0.1 and float(share[lowest]) < 0.5:
+        what = (
+            f"The learning rate comes down to {share[lowest]:.0%} of its peak at step {steps[lowest]:,.0f} and rises "
+            f"again to {last:.0%} before the run ends at step {total:,}."
+        )
+        do = "set the schedule's length to the planned steps; if restarts are meant, end the run at the end of one."
+    elif before - last > FLAT and left > DECAYED and (longer := _length(share)) >= over:
+        what = (
+            f"The learning-rate decay is cut off: at the planned end, step {total:,}, the rate is still "
+            f"{last:.0%} of its peak and falling; the decay is about {longer:.1f} times as long as the run."
+        )
+        do = (
+            f"unless it is meant to end there, set the schedule's length to {total:,} steps: a decay more "
+            "than 25% too long costs loss."
+        )
+    elif last <= IDLE and idle < 0.9 * total:
+        what = (
+            f"The learning rate is below a thousandth of its peak from step {idle:,.0f} on; the "
+            f"{total - idle:,.0f} steps after it buy nothing."
+        )
+        do = f"set the schedule's length to {total:,} steps, or end the run there."
+    else:
+        return None
+    return what, do, last
+
+
+def _length(share: np.ndarray) -> float:
+    """Length of the whole decay over the run's, read as a cosine to a tenth from the peak's end on."""
+    top = int(np.flatnonzero(share >= 0.999)[-1])
+    done = (len(share) - 1 - top) / (len(share) - 1)
+    progress = float(np.arccos(np.clip(2 * (share[-1] - 0.1) / 0.9 - 1, -1, 1))) / np.pi
+    return 1 - done + done / max(progress, 1e-3)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from isoflop.advice.advice import Advice, Missing
+from isoflop.advice.advice import Advice, Missing, Severity
 from isoflop.fit.alternatives import known_line
 from isoflop.fit.drifting_law import PriorLine
 from isoflop.fit.own_runs import Profile
@@ -91,6 +91,7 @@ class Situation:
         inference_tokens, unique_tokens, target_loss, intent: the user's.
         loss, losses: mean of the last interval; (step, loss) of the last log steps; nats per token.
         nonfinite: log steps in a row whose loss was NaN or infinite.
+        risen: a rise of the loss was found, and holds until it has come back.
         resumed_at: steps done at the last resume from a checkpoint that knew the losses.
         unchanged_since: step since which no weight that trains has changed; None: some has, or that can't be seen.
         forecast, forecast_of: of the loss at the planned end, or why there is none; of `train` or eval/<name>.
@@ -134,6 +135,7 @@ class Situation:
     loss: float | None = None
     losses: Sequence[tuple[int, float]] = ()
     nonfinite: int = 0
+    risen: bool = False
     resumed_at: int | None = None
     unchanged_since: int | None = None
     forecast: Forecast | NoForecast | None = None
@@ -257,6 +259,12 @@ OFF_COUNT = 3.0
 OWN_REACH = 30.0
 """A factor of compute beyond own runs to which they speak."""
 
+KEPT = 1.5
+"""A curve is held against until the steps have grown by this factor since it was fitted."""
+AGAIN, AGAIN_LOGS = 0.1, 20
+"""Share of the planned run, or steps of one without an end, before a finding that had gone is given again, each time
+twice as much; and the steps have grown by half, for a curve from before it is held against so long."""
+
 Domain = Callable[[Situation], str]
 """Why a rule does not hold for a run; "": it does."""
 
@@ -345,6 +353,58 @@ class Rule:
 def rule(name: str, domain: Domain, **how: Any) -> Callable[[Judge], Rule]:
     """Decorate the function of a rule with the attributes of `Rule`."""
     return lambda judge: Rule(name=name, judge=judge, domain=domain, **how)
+
+
+@dataclass
+class Standing:
+    """One rule's findings so far."""
+
+    held: int = 0  # log steps in a row with a finding
+    gone: int = 0  # … and without
+    given_at: int | None = None
+    times: int = 1  # that it was given, as far as this process knows
+    gave: int = Severity.WARNING  # its severity then, likewise
+    given: Advice | None = None  # last, whether or not it still holds
+    severity: int | None = None  # of what holds
+    advice: Advice | None = None
+
+    def lately(self, run: Situation) -> bool:
+        """Whether it was given not long ago."""
+        again = AGAIN * run.total_steps if run.total_steps else AGAIN_LOGS
+        if self.given_at is None:
+            return False
+        return run.step - self.given_at < max(again * 2 ** (self.times - 1), (KEPT - 1) * self.given_at)
+
+    def nothing(self, in_a_row: int) -> None:
+        """No finding at this log step."""
+        self.held, self.gone = 0, self.gone + 1
+        if self.gone >= in_a_row:
+            self.severity = self.advice = None
+
+    def found(self, advice: Advice, in_a_row: int, run: Situation, late: bool) -> bool:
+        """A finding, which holds after so many in a row: whether it is to be given.
+
+        `late`: too little of the run is left for it; it is not given, but the run is not fine.
+        """
+        self.held, self.gone = self.held + 1, 0
+        before, known = self.severity, self.advice
+        if late and (known is None or advice.severity > known.severity):
+            self.severity, self.advice = int(advice.severity), advice
+        if late or (before is None and self.held < in_a_row):
+            return False
+        worse = before is None or advice.severity > before
+        self.advice = advice if worse or known is None else replace(advice, step=known.step)
+        if worse and advice.severity <= self.gave and self.lately(run):
+            return False  # but when that time is over
+        self.severity = int(advice.severity)
+        if not worse:
+            return False
+        if before is None:
+            self.times += self.given_at is not None
+            self.given_at = run.step
+        self.gave = int(advice.severity)
+        self.given = advice
+        return True
 
 
 def scatter(losses: np.ndarray) -> float:

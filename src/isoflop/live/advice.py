@@ -24,6 +24,7 @@ from isoflop.advice import (
     Missing,
     Severity,
     Situation,
+    falling_loss,
     nats,
     offsets,
     recipe_line,
@@ -187,9 +188,10 @@ class AdvicePart(Part):
         """Print where the compute went and what the next run should be."""
         if step.step:
             ends = {name: [*self._evaluations.get(name, ()), last] for name, last in self._broken.items()}
-            run = replace(self._situation(step), evaluations=self._evaluations | ends)
+            losses = tuple(self._judge.track.losses)
+            run = replace(self._situation(step), evaluations=self._evaluations | ends, losses=losses)
             known = run, step, self.current, self._judge.gone, self.missing, self._shape()
-            for line in closing_lines(*known, self._loss_unjudged(step), self._judge.track.final):
+            for line in closing_lines(*known, self._loss_unjudged(step), self._judge.track.final, self._ended(run)):
                 self._run.tell(line)
 
     def _loss_unjudged(self, step: LogStep) -> str:
@@ -202,10 +204,16 @@ class AdvicePart(Part):
             return f"fewer than {FEW} log steps"
         if self._judge.track.lowest <= 0:
             return "it falls below 0: no cross-entropy"
-        first, best, final = self._judge.track.ends()
-        if final > 0.99 * first:
-            return f"it ended at {nats(final)}, where it began: {nats(first)}"
-        return f"it ended at {nats(final)}, above its best: {nats(best)}" if final > 1.03 * best else ""
+        first, (final, _) = self._judge.track.losses[0][1], self._judge.track.ends()
+        return f"it ended at {nats(final)}, where it began: {nats(first)}" if final > 0.99 * first else ""
+
+    def _ended(self, run: Situation) -> str:
+        """Where the loss ended above its best; "": it did not, or may."""
+        track = self._judge.track
+        if falling_loss(run) or track.nonfinite or not 0 < track.lowest < math.inf:
+            return ""
+        final, best = track.ends()
+        return "" if best is None else f"ended at {nats(final)}, above its best of {nats(best[1])} (step {best[0]:,})"
 
     # -- what is judged ----------------------------------------------------------------------------------------
 

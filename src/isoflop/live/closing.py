@@ -20,6 +20,7 @@ from isoflop.advice import (
     count,
     falling_loss,
     planned,
+    plateau_sought,
     rate_unjudged,
 )
 from isoflop.flops.config_shape import FORMULA, GIVEN, SIX_ND
@@ -32,6 +33,8 @@ PRETRAINING = "published results are of dense language models, trained from scra
 """What this run is instead was said once, at its start."""
 RATE = {Reason.RATE_HIGH, Reason.RATE_LOW, Reason.SCHEDULE, Reason.DECAY_HIGH}
 CURVE = {Reason.DIVERGING, Reason.OFF_CURVE, Reason.RESUMED, Reason.PLATEAU, Reason.UNFALLEN, Reason.UNCHANGED}
+RISES = {Reason.DIVERGING, Reason.OFF_CURVE, Reason.RESUMED}
+"""Advice that stands where the run ended above its best."""
 LOSS = CURVE | {Reason.OVERFITTING, Reason.TOO_LOW}
 """Advice that holds beside which the learning rate, or the loss, is not called fine."""
 MOST_SPENT = 8
@@ -76,6 +79,7 @@ def closing_lines(
     shape: Sequence[str] = (),
     loss_unjudged: str = "",
     final: float | None = None,
+    ended: str = "",
 ) -> list[str]:
     """Lines for the terminal.
 
@@ -87,6 +91,7 @@ def closing_lines(
         shape: why laws may not hold for a shape like the model's.
         loss_unjudged: why the loss can't be judged.
         final: training loss at the end.
+        ended: where the loss ended, and what its best was, where that is not the same.
     """
     through = "" if run.N is None else f" through {count(run.N)} parameters (N with the head)"
     spent = [(f"{count(run.tokens)} tokens" if run.tokens else "tokens unknown") + through]
@@ -106,6 +111,11 @@ def closing_lines(
     if shape:
         lines.append(f"isoflop: a note on the model's shape, no verdict: {'; '.join(shape)}.")
     held = [each for each in advice if each.severity >= Severity.INFO]
+    if ended:
+        held += [each for each in gone if each.reason in RISES]
+        gone = [each for each in gone if each.reason not in RISES]
+    if ended and not run.task.falls:
+        loss_unjudged, ended = loss_unjudged or f"it {ended}", ""
     if held:
         lines.append("isoflop: advice that stood to the end: " + "; ".join(each.reason.value for each in held) + ".")
     if gone:
@@ -113,21 +123,25 @@ def closing_lines(
         lines.append(f"isoflop: advice that no longer held at the end: {found}.")
     target = _target(run, final)
     missing = [each for each in missing if not (target and each.what == TARGET)]
-    fine, unjudged = _verdict(run, step, {each.reason for each in (*held, *gone)}, missing, loss_unjudged)
+    fine, unjudged = _verdict(run, step, {each.reason for each in (*held, *gone)}, missing, loss_unjudged, bool(ended))
     reasons: dict[str, list[str]] = {}
     for what, why in unjudged:
         reasons.setdefault(why, []).append(what)
     each_why = (f"{' and '.join(whats)} ({why})" for why, whats in reasons.items())
     parts = [f"fine: {', '.join(fine)}"] * bool(fine) + [target] * bool(target)
+    parts += [f"the loss {ended}"] * bool(ended)
     parts += [f"not judged: {', '.join(each_why)}"] * bool(reasons)
     lines[0] += f" Verdict: {'; '.join(parts)}." if parts else ""
     return lines
 
 
 def _verdict(
-    run: Situation, step: LogStep, held: set[Reason], missing: Sequence[Missing], loss_unjudged: str
+    run: Situation, step: LogStep, held: set[Reason], missing: Sequence[Missing], loss_unjudged: str, ended: bool
 ) -> tuple[list[str], list[tuple[str, str]]]:
-    """What was judged and is fine; what was not judged, and why. What the run was advised on is neither."""
+    """What was judged and is fine; what was not judged, and why. What the run was advised on is neither.
+
+    `ended`: the loss ended above its best, as is said elsewhere.
+    """
     why = {each.what: each.why for each in missing}
     size, batch = why.pop(SIZE, ""), why.pop(BATCH, "" if run.batch_wanted else "noise_scale='off'")
     ratio = f"{count(run.planned_tokens / run.N)} tokens per parameter" if run.planned_tokens and run.N else ""
@@ -144,7 +158,7 @@ def _verdict(
         ("size", ratio, size, {Reason.TOO_LARGE, Reason.TOO_SMALL}),
         ("batch", share_of, batch, {Reason.BATCH_LARGE, Reason.BATCH_SMALL}),
         ("learning rate", f"peak {run.peak_rate or 0.0:.3g}", rate_unjudged(run), RATE),
-        ("loss", f"no divergence{', no plateau' if run.looks else ''}", loss, LOSS),
+        ("loss", f"no divergence{', no plateau' if plateau_sought(run) else ''}", loss, held if ended else LOSS),
     )
     fine = [f"{what} ({shown})" for what, shown, reason, advised in rows if not reason and not held & advised]
     unjudged = [(what, reason) for what, _, reason, advised in rows if reason and not held & advised]
