@@ -122,7 +122,7 @@ def test_tables_as_people_write_them(
     path.write_text(text)
     table = read_table([path], WANTED)
     assert [table.columns[name] for name in WANTED] == [pytest.approx(column) for column in columns]
-    assert said in " ".join((*table.left_out, *table.doubts))
+    assert said in " ".join((*table.left_out, *table.doubts, *table.unlike))
 
 
 def test_swapped_columns_are_asked_about_unless_the_user_names_them(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from isoflop.fit import posterior, posterior_of_runs
 from isoflop.fit.drifting_law import (
     BudgetLine,
     Origin,
+    bend,
     best_size,
     flop_rate,
     gradient,
@@ -126,7 +127,8 @@ def test_the_chains_see_the_law_itself():
     origin, theta = posterior.Origin(1e9, 2e10), laws(0)
     rows = np.concatenate([theta, np.tile([0.02, 0.0, 0.0], (len(theta), 1))], axis=1)
     found = posterior._Model.of(N, D, loss, origin, apart=True).residuals(rows)
-    expected = log_loss(theta, origin.x(N), origin.y(D)) + 0.02 * tilt(N, D) - np.log(loss)
+    shifted = 0.02 * bend(theta)[:, None] * tilt(N, D)  # b moves ln N_opt
+    expected = log_loss(theta, origin.x(N), origin.y(D)) + shifted - np.log(loss)
     np.testing.assert_allclose(found.T, expected, atol=1e-12)
 
 

@@ -182,7 +182,7 @@ def test_the_line_in_the_documentation():
         ({"loss": 2.0}, "step 7 · loss 2.000"),
         ({"loss": math.nan}, "step 7 · loss nan"),
         ({"loss": math.inf}, "step 7 · loss inf"),
-        ({"loss": -1e-9}, "step 7 · loss -0.000"),
+        ({"loss": -1e-9}, "step 7 · loss -1e-09"),
         ({"tokens_per_second_per_device": 0.4}, "step 7 · 0 tok/s/device"),
         ({"tokens_per_second_per_device": 1234567.0}, "step 7 · 1,234,567 tok/s/device"),
         ({"tflops_per_device": 99.96}, "step 7 · 100 TFLOP/s"),

@@ -92,7 +92,7 @@ def check_runs(
         raise BadData("expected runs, got none: the table is empty")
     called = [f"row {i + 1}" for i in range(n)] if rows is None else [str(row) for row in rows]
     for name, values in taken.items():
-        _check_column(name, values, called)
+        _check_column(name, values, called, convention == "unknown")
     odd = _oddities(taken, names, called, convention == "unknown")
     if {"N", "D"} <= {*taken}:
         N, D, loss = taken["N"], taken["D"], taken["loss"]
@@ -120,8 +120,8 @@ def _numbers_of(name: str, columns: Mapping[str, ArrayLike]) -> Array:
     return values
 
 
-def _check_column(name: str, values: Array, called: Sequence[str]) -> None:
-    """BadData for another length, a value that is not positive, values or a value in another unit."""
+def _check_column(name: str, values: Array, called: Sequence[str], doubted: bool = True) -> None:
+    """BadData for another length, a value that is not positive, values or (`doubted`) a value in another unit."""
     unit, least = UNITS.get(name, "units"), LEAST.get(name, 0.0)
     if len(values) != len(called):
         raise BadData(f"column {name!r} has {len(values)} values, but there are {len(called)} losses")
@@ -137,7 +137,7 @@ def _check_column(name: str, values: Array, called: Sequence[str]) -> None:
             f"column {name!r}: expected {unit}, got values around {middle:.3g}; they look like millions or billions: "
             f"{_written_out(name)}"
         )
-    if values[row] < least < middle / 1e3:
+    if doubted and values[row] < least < middle / 1e3:
         raise BadData(
             f"{called[row]}, column {name!r}: expected {unit}, got {values[row]:.3g} beside a median of {middle:.3g}; "
             f"it looks like millions or billions: {_written_out(name)}"

@@ -362,7 +362,7 @@ class _Reading:
         """BadData where half of all or of a budget's runs have fewer tokens than parameters, unless N or D is named."""
         if {"N", "D"} & {*self.named} or min(*N, *D) <= 0 or min(np.median(N), np.median(D)) < LEAST["N"]:
             return
-        ratios, compute = np.divide(D, N), np.log(np.multiply(N, D))
+        ratios, compute = np.divide(D, N), np.log(N) + np.log(D)
         order = np.argsort(compute)
         budgets = np.split(order, np.flatnonzero(np.diff(compute[order]) > ONE_BUDGET) + 1)
         for rows in (order, *(rows for rows in budgets if len(rows) > 2)):
