@@ -19,7 +19,7 @@ import numpy as np
 from isoflop.advice import Adviser, Reason, Severity, Situation
 from isoflop.forecast import LossCurve, OnlineForecaster, read_curves
 
-CURVE = {Reason.DIVERGING, Reason.OFF_CURVE, Reason.PLATEAU}
+CURVE = {Reason.DIVERGING, Reason.OFF_CURVE, Reason.BELOW_CURVE, Reason.PLATEAU}
 """The reasons of the rules on curves."""
 SOON, AT = 0.05, 0.5
 Fault = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -27,9 +27,11 @@ FAULTS: dict[str, Fault] = {
     "jump": lambda u, loss: np.where(u > 0, 1.3 * loss, loss),
     "drift": lambda u, loss: loss * (1 + 2 * np.clip(u, 0, None)),
     "plateau": lambda u, loss: np.where(u > 0, np.interp(0, u, loss) + (loss - smooth(loss)), loss),
+    "repeats": lambda u, loss: loss * (1 - 0.5 * (1 - np.exp(-np.clip(u, 0, None) / 0.2))),
     "restart": lambda u, loss: loss * (1 + np.where(u > 0, 0.08 * np.exp(-np.clip(u, 0, None) / 0.1), 0.0)),
 }
-"""(progress since the fault as a share of the run, loss) → loss. A restart with a wrong rate recovers over a tenth."""
+"""(progress since the fault as a share of the run, loss) → loss. A restart with a wrong rate recovers over a tenth;
+rows that come again are learnt by heart over a fifth."""
 
 
 def smooth(loss: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import isoflop
-from isoflop.advice import RULES, Adviser, Reason, Severity, Situation, Thresholds
+from isoflop.advice import RULES, Adviser, Evaluated, Expected, Reason, Severity, Situation, Thresholds
 from isoflop.forecast import LrPlan, NoForecast, OnlineForecaster, Refusal
 from isoflop.record.task import Task
 
@@ -229,6 +229,24 @@ def test_a_batch_that_shrinks_leaves_its_curve_unnamed() -> None:
     assert any(advice.reason is Reason.OFF_CURVE for advice in curve(4000, **shrinks)[1])
     told = curve(4000, **shrinks, batch=lambda step: 5e5 if step <= 3000 else 6e4)[1]
     assert not any(advice.reason is Reason.OFF_CURVE for advice in told)
+
+
+def test_batches_that_come_again_lower_the_loss_below_its_curve() -> None:
+    """A shard that is learnt by heart; not what an evaluation set confirms, a small fall, or a task of few classes."""
+    repeats = {"more": lambda step: -1.2 * (1 - math.exp(-max(step - 3000, 0) / 400))}
+    (told,) = (advice for advice in curve(4000, **repeats)[1])
+    assert told.reason is Reason.BELOW_CURVE and told.severity is Severity.WARNING and not told.stops
+    assert 3000 < told.step < 3400 and "the same batches come again" in told.do
+    decays = {"rate": lambda step: 1e-3 * min(1.0, max(4000 - step, 0) / 1000)}
+    small = {"more": lambda step: -0.12 * (1 - math.exp(-max(step - 3000, 0) / 400))}
+    assert curve(4000)[1] == [] and curve(4000, **small)[1] == [] and curve(4000, **decays)[1] == []
+    lower = Expected(3000, 3.0, (2.99, 2.98), 0.02, (2.7, 2.6), (0.01, 0.01))
+    assert judged("the curve, from above", expected=[lower]) is not None
+    assert judged("the curve, from above", expected=[lower], rate_stepped=True) is None
+    assert judged("the curve, from above", expected=[lower], task=Task(objective="classification")) is None
+    for later, found in ((2.75, False), (3.05, True)):
+        points = {"val": [Evaluated(2900, 3.1), Evaluated(3900, later)]}
+        assert (judged("the curve, from above", expected=[lower], evaluations=points) is not None) is found
 
 
 def test_a_learning_rate_of_zero_ends_no_advice() -> None:

@@ -18,6 +18,7 @@ class Reason(str, Enum):
     TARGET = "target out of reach"
     DIVERGING = "the loss diverges"
     OFF_CURVE = "off its own curve"
+    BELOW_CURVE = "below what its own curve can explain"
     PLATEAU = "the loss has stopped falling"
     UNFALLEN = "the loss has not fallen since the run began"
     UNCHANGED = "no weight changes"

@@ -17,6 +17,7 @@ from isoflop.advice.run_state import (
     Thresholds,
     anything,
     falling_loss,
+    pretraining,
     rule,
     scatter,
 )
@@ -273,8 +274,8 @@ def resumed(run: Situation, thresholds: Thresholds) -> Advice | None:
 @rule("the curve", falling_loss, after_warmup=True, at_once=True, cause="loss")
 def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
     """Twice in a row above what this run's curve, or the ladder of the user's earlier sizes, lets expect."""
-    own = () if run.rate_stepped else run.expected
-    found = [each for each in (run.by_ladder, *own) if each is not None and _beyond(each, thresholds)]
+    own, limits = () if run.rate_stepped else run.expected, (thresholds.off_curve, thresholds.off_curve_share)
+    found = [each for each in (run.by_ladder, *own) if each is not None and _beyond(each, *limits)]
     if not found:
         return None
     worst = max(found, key=_deviation)
@@ -305,11 +306,45 @@ def _deviation(each: Expected) -> float:
     return min(miss / max(math.hypot(each.sd, sd), 1e-12) for miss, sd in zip(_missed(each), each.noise, strict=True))
 
 
-def _beyond(each: Expected, thresholds: Thresholds) -> bool:
+def _beyond(each: Expected, deviations: float, share: float) -> bool:
     far = zip(_missed(each), each.came, strict=True)
-    return all(miss > thresholds.off_curve_share * abs(came) for miss, came in far) and (
-        _deviation(each) > thresholds.off_curve
+    return all(miss > share * abs(came) for miss, came in far) and _deviation(each) > deviations
+
+
+@rule("the curve, from above", pretraining, after_warmup=True, at_once=True, cause="loss")
+def below_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
+    """Twice in a row far below what this run's curve lets expect; `off_curve` upside down.
+
+    Not where an evaluation set has come half as far since: the model has learnt something.
+    """
+    limits = thresholds.off_curve, 2 * thresholds.off_curve_share
+    own = () if run.rate_stepped else run.expected
+    turned = [each._replace(loss=_negative(each.loss), came=_negative(each.came)) for each in own]
+    found = max((each for each in turned if _beyond(each, *limits)), key=_deviation, default=None)
+    if found is None:
+        return None
+    since, now, then = found.made_at, -found.came[1], -found.loss[1]
+    for points in run.evaluations.values():
+        before = [each.loss for each in points if each.step <= since]
+        if before and before[-1] - points[-1].loss > (found.then + found.came[1]) / 2:
+            return None
+    expected = Normal(then, float(np.hypot(found.sd, found.noise[1])))
+    return Advice(
+        Reason.BELOW_CURVE,
+        Severity.WARNING,
+        run.step,
+        f"The loss fell below what its curve can explain: {nats(now, run.task.unit)}, where {nats(then)} was expected, "
+        f"{_deviation(found):.0f} standard deviations above.",
+        f"look whether the same batches come again since about step {since:,} (a data loader that is stuck or "
+        "starts over), or the targets can be read from the inputs; nothing, if the data has changed there.",
+        (Quantity("loss", now, run.task.unit), _within("expected", expected, run.task.unit)),
+        basis=(f"this run's curve up to step {since:,}",),
+        level=0.95,
     )
+
+
+def _negative(pair: tuple[float, float]) -> tuple[float, float]:
+    return -pair[0], -pair[1]
 
 
 @rule("the plateau", falling_loss, after_warmup=True, at_once=True, cause="loss")
@@ -408,7 +443,7 @@ def _stopped(run: Situation, fell: Normal, expected: Normal, since: str, basis: 
 
 def _fall_by_law(run: Situation) -> float | None:
     """What a doubling of tokens brings a model that has seen fewer than are optimal, nats per token."""
-    if run.unlike or run.N is None or not run.tokens or run.loss is None or run.tokens > FULL * run.N:
+    if run.task.unlike_pretraining or run.N is None or not run.tokens or run.loss is None or run.tokens > FULL * run.N:
         return None
     if not 0 < run.loss < MOST_NATS:  # no law is of such losses
         return None

@@ -35,7 +35,7 @@ RATE = {Reason.RATE_HIGH, Reason.RATE_LOW, Reason.SCHEDULE, Reason.DECAY_HIGH}
 CURVE = {Reason.DIVERGING, Reason.OFF_CURVE, Reason.RESUMED, Reason.PLATEAU, Reason.UNFALLEN, Reason.UNCHANGED}
 RISES = {Reason.DIVERGING, Reason.OFF_CURVE, Reason.RESUMED}
 """Advice that stands where the run ended above its best."""
-LOSS = CURVE | {Reason.OVERFITTING, Reason.TOO_LOW}
+LOSS = CURVE | {Reason.OVERFITTING, Reason.BELOW_CURVE, Reason.TOO_LOW}
 """Advice that holds beside which the learning rate, or the loss, is not called fine."""
 MOST_SPENT = 8
 """Numbers in the line of a run's end."""
@@ -162,6 +162,6 @@ def _verdict(
     )
     fine = [f"{what} ({shown})" for what, shown, reason, advised in rows if not reason and not held & advised]
     unjudged = [(what, reason) for what, _, reason, advised in rows if reason and not held & advised]
-    if run.unlike:  # one cause
+    if run.task.unlike_pretraining:  # one cause
         unjudged = [(what, reason if what == "loss" else PRETRAINING) for what, reason in unjudged]
     return fine, unjudged + [(each.what, each.why) for each in missing if not each.quiet and each.what in why]
