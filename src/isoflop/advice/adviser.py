@@ -200,7 +200,7 @@ class Track:
         medians = np.median(np.lib.stride_tricks.sliding_window_view(losses, width), axis=1)
         at, final = int(medians.argmin()), float(medians[-1])
         noise = 2 * scatter(losses[: max(at + width, FEW)][-LATELY:])
-        best = self.losses[at + width // 2][0], float(medians[at])
+        best = self.losses[at][0], float(medians[at])
         return final, best if final > (2 if few else 1.03) * (best[1] + noise) else None
 
     def level(self, step: int) -> float | None:
