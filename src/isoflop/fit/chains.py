@@ -13,6 +13,8 @@ CHAINS, STEPS, KEPT_FROM, EVERY = 120, 1000, 600, 20
 """Each half of the chains moves every other step; they are kept when they have forgotten where they began."""
 JITTER = 1e-4
 """Of the spread of the first points, added to jumps: chains could not leave the differences of others otherwise."""
+GRID = 1 / 256
+"""Of the same spread: points lie on a grid of about so much, so that another processor's rounding changes no draw."""
 
 
 def least_squares(
@@ -68,7 +70,9 @@ def chains(log_density: Callable[[Array], Array], at: Array, rng: np.random.Gene
     Returns:
         Rows [draws, d].
     """
-    d, jitter = at.shape[1], JITTER * at.std(axis=0)
+    d, spread = at.shape[1], at.std(axis=0)
+    grid, jitter = 2 ** np.floor(np.log2(GRID * spread)), JITTER * spread
+    at = np.round(at / grid) * grid
     value = log_density(at)
     half, kept = len(at) // 2, []
     for step in range(STEPS):
@@ -77,9 +81,10 @@ def chains(log_density: Callable[[Array], Array], at: Array, rng: np.random.Gene
         second = (first + rng.integers(1, half, size=half)) % half
         length = 1.0 if step % 20 < 2 else 2.38 / math.sqrt(2 * d)
         jump = length * (at[others + first] - at[others + second]) + jitter * rng.standard_normal((half, d))
-        new = log_density(at[mine] + jump)
+        moved = np.round((at[mine] + jump) / grid) * grid
+        new = log_density(moved)
         accept = np.log(rng.random(half)) < new - value[mine]
-        at[mine] = np.where(accept[:, None], at[mine] + jump, at[mine])
+        at[mine] = np.where(accept[:, None], moved, at[mine])
         value[mine] = np.where(accept, new, value[mine])
         if step >= KEPT_FROM and (step + 1) % EVERY == 0:
             kept.append(at.copy())
