@@ -116,7 +116,7 @@ def hoffmann_loss(N: Array, D: Array, *, E: Array, A: Array, B: Array, alpha: Ar
     >>> float(hoffmann_loss(70e9, 1.4e12, E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28).round(4))
     1.9366
     """
-    with np.errstate(over="ignore"):  # a draw's steep power: its term is 0
+    with np.errstate(over="ignore", divide="ignore"):  # a draw's steep power: its term is 0, or endless
         return E + A / N**alpha + B / D**beta
 
 
