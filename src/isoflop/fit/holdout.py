@@ -28,8 +28,8 @@ all predictions share the constants' errors, so runs leave their intervals toget
 knows nothing of that, it leaves open whether the law holds."""
 TELLING = 5
 """Test runs below which all being inside says little: by chance 90% intervals hold 4 of 4 in two cases of three."""
-PART = 0.7
-"""Share of the runs that `held_out` fits."""
+PART, SAME = 0.7, 1.05
+"""Share of the runs that are fitted to predict the larger; a factor of compute within which runs share a budget."""
 DRAWS = 300
 """Its resamples: enough to tell whether a run lies inside its interval."""
 MOST_PERCENT = 10.0
@@ -146,6 +146,18 @@ def _percent(size: float) -> str:
     return f"{size:.2%}" if size < MOST_PERCENT else f"more than {MOST_PERCENT:.0%}"
 
 
+def fitted_up_to(C: Array) -> float:
+    """FLOPs up to which runs are fitted, so that the larger ones may be predicted: `PART` of them, whole budgets.
+
+    >>> fitted_up_to(np.repeat([1e18, 3e18, 1e19], 7))
+    3e+18
+    """
+    below = SAME * float(np.quantile(C, PART, method="lower"))
+    if below >= C.max():  # within the largest budget: that one is predicted
+        below = min(below, float(C.max()) / SAME)
+    return float(C[below >= C].max(initial=0.0)) or float(C.max())
+
+
 def held_out(columns: Mapping[str, ArrayLike], fitted: LawFit) -> Extrapolation | str:
     """Hoffmann's law fitted to the smaller runs and held against the larger ones; or why that is not possible.
 
@@ -155,7 +167,7 @@ def held_out(columns: Mapping[str, ArrayLike], fitted: LawFit) -> Extrapolation 
     """
     level, convention = fitted.level, fitted.law.convention
     C = np.asarray(columns["C"], dtype=float)
-    below, least = float(np.quantile(C, PART, method="lower")), len(HOFFMANN.constants) + FEW
+    below, least = fitted_up_to(C), len(HOFFMANN.constants) + FEW
     if (below >= C).sum() < least or (below < C).sum() < TELLING:
         return f"{len(C)} runs are too few: a test takes {least} to fit and {TELLING} larger ones to predict"
     try:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from isoflop.arrays import Array
 from isoflop.fit.drifting_law import SIZE_SD
-from isoflop.fit.holdout import PART, Extrapolation
+from isoflop.fit.holdout import Extrapolation, fitted_up_to
 from isoflop.fit.law_fit import LawFit
 from isoflop.fit.posterior import FEWEST_TO_JUDGE, Posterior, floorless, posterior_of_runs, run_covariance
 from isoflop.fit.robust import POOR, kept_rows, seed_noise
@@ -231,7 +231,7 @@ def trust_of(
     posterior = posterior or posterior_of_runs(N, D, C, loss)
     kept = kept_rows(len(C), posterior.left_out)
     if held is None:
-        held = leave_out((C[kept], N[kept], D[kept], loss[kept]), C[kept] > np.quantile(C[kept], PART, method="lower"))
+        held = leave_out((C[kept], N[kept], D[kept], loss[kept]), C[kept] > fitted_up_to(C[kept]))
     misfits = [
         each.misfit for each in (fitted, posterior, held) if isinstance(each, Posterior | LawFit | Extrapolation)
     ]
