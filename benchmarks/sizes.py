@@ -153,8 +153,10 @@ def losses(data: Path) -> None:
         line = f"{name:18}{np.mean(inside[name]):>8.2f}"
         for low, high in zip((-np.inf, *REACHES), (*REACHES, np.inf), strict=True):
             part = (low <= far) & (far < high)
-            said = f"{np.median(off[part]):+.2%}, {np.median(np.abs(off[part])):.2%}, {np.median(half[part]):.1%}"
-            line += f"{said if part.any() else '–':>26}"
+            said = "–"  # no run lies so far
+            if part.any():
+                said = f"{np.median(off[part]):+.2%}, {np.median(np.abs(off[part])):.2%}, {np.median(half[part]):.1%}"
+            line += f"{said:>26}"
         print(line, flush=True)
 
 

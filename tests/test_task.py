@@ -204,4 +204,4 @@ def test_a_table_of_categories_is_no_text(tmp_path: Path, capsys: pytest.Capture
             monitor.step(loss)
     (start,) = [line for line in capsys.readouterr().out.splitlines() if "training from scratch: model" in line]
     assert "on text" not in start
-    assert read_runs(tmp_path)[0].task.get("modality") != "text"
+    assert read_runs(tmp_path)[0].task.get("modality") == "other"

@@ -11,8 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from isoflop.advice.advice import Advice, Missing, Severity
-from isoflop.fit.alternatives import known_line
-from isoflop.fit.drifting_law import PriorLine
+from isoflop.fit.drifting_law import PriorLine, known_line
 from isoflop.fit.own_runs import Profile
 from isoflop.fit.posterior import Posterior
 from isoflop.forecast import Forecast, LrPlan, NoForecast

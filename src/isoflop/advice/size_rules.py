@@ -14,8 +14,8 @@ import numpy as np
 from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count, nats, share
 from isoflop.advice.run_state import Situation, Thresholds, anything, rule, sized
 from isoflop.arrays import Array
-from isoflop.fit.alternatives import MUON_RATIO, line_law
-from isoflop.fit.drifting_law import PriorLine
+from isoflop.fit.alternatives import line_law
+from isoflop.fit.drifting_law import MUON_RATIO, PriorLine
 from isoflop.fit.posterior import Posterior
 from isoflop.forecast import Forecast, LrPlan
 from isoflop.laws.forms import ALPHA_N_STEPS, ALPHA_S, Law

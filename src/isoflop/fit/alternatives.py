@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.arrays import Array
-from isoflop.fit.drifting_law import RATIO, RATIO_SD, PriorLine
+from isoflop.fit.drifting_law import PriorLine
 from isoflop.fit.law_fit import LawFit
 from isoflop.fit.posterior import Posterior
 from isoflop.fit.profiles import TOLERANCE, isoflop_profiles
@@ -145,20 +145,6 @@ def law_of_published(source: Published, C: float) -> tuple[Law, bool]:
         exponent = (above - here) / float(np.log(1.01))
         return law_through(here, C, exponent, convention=source.n_convention), False
     return source.law, True
-
-
-MUON_RATIO = 10.5
-"""Tokens per parameter that a public ladder of Muon's found best."""
-
-
-def known_line(optimizer: str | None) -> PriorLine:
-    """N_opt(C) of published sweeps, which are AdamW's: wider for a family of optimizers that none is of.
-
-    >>> f"{np.exp(known_line('muon').ratio_sd):.1f}"
-    '2.2'
-    """
-    widened = 0.0 if optimizer in (None, "adam") else math.log(RATIO / MUON_RATIO)
-    return PriorLine(ratio_sd=math.hypot(RATIO_SD, widened))
 
 
 def line_law(line: PriorLine | Posterior, C: float, convention: Convention) -> Law:

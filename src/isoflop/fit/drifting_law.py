@@ -375,3 +375,17 @@ class PriorLine:
     def flops_per_param_token(self, C: float) -> float:
         """C/(N·D)."""
         return DENSE
+
+
+MUON_RATIO = 10.5
+"""Tokens per parameter that a public ladder of Muon's found best."""
+
+
+def known_line(optimizer: str | None) -> PriorLine:
+    """N_opt(C) of published sweeps, which are AdamW's: wider for a family of optimizers that none is of.
+
+    >>> f"{math.exp(known_line('muon').ratio_sd):.1f}"
+    '2.2'
+    """
+    widened = 0.0 if optimizer in (None, "adam") else math.log(RATIO / MUON_RATIO)
+    return PriorLine(ratio_sd=math.hypot(RATIO_SD, widened))

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from isoflop.fit.alternatives import known_line
-from isoflop.fit.drifting_law import PriorLine
+from isoflop.fit.drifting_law import PriorLine, known_line
 from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.runs import curve_of_run, end_of_curve
 from isoflop.laws.forms import compute_of

@@ -17,19 +17,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.fit.alternatives import (
-    MUON_RATIO,
     SHAPE,
     Alternative,
     Question,
     counted_otherwise,
-    known_line,
     law_of_published,
     line_law,
     other_laws,
     own_fits,
     table_of,
 )
-from isoflop.fit.drifting_law import RATIO, RATIO_SD, SPLIT, SPLIT_SD, PriorLine
+from isoflop.fit.drifting_law import MUON_RATIO, RATIO, RATIO_SD, SPLIT, SPLIT_SD, PriorLine, known_line
 from isoflop.fit.law_fit import fit_law
 from isoflop.fit.optimal_line import Interval, Minimum
 from isoflop.fit.posterior import Posterior, posterior_of_runs

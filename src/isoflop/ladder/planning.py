@@ -16,8 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
 from isoflop.arrays import Array
-from isoflop.fit.alternatives import known_line
-from isoflop.fit.drifting_law import RATIO
+from isoflop.fit.drifting_law import RATIO, known_line
 from isoflop.fit.plan import expected_loss
 from isoflop.fit.posterior import NOISE, SHARED, beyond
 from isoflop.fit.table import read_table
