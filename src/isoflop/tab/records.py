@@ -31,6 +31,8 @@ BLOCK = 1 << 22
 """Bytes read at once."""
 LOOK_EVERY = 1.0
 """Least seconds between two looks at the files."""
+PUBLISH_EVERY = 0.1
+"""Least seconds between two snapshots while records are read: each sorts all of them, so one a record is quadratic."""
 SCAN_SHARE = 10
 """A folder is listed again after so many times the seconds that listing it took: huge ones take a while."""
 
@@ -229,7 +231,7 @@ class RecordStore:
         self._wanted = False  # by a page of the tab
         self._tails: dict[tuple[int, str], Tail] = {}
         self._entries: dict[tuple[int, str], Entry] = {}
-        self._next_scan, self._version, self._links = 0.0, 0, 0
+        self._next_scan, self._version, self._links, self._next_publish = 0.0, 0, 0, 0.0
         self._snapshot = Snapshot(self._session)
 
     def any(self, wait: float = 0.5) -> bool:
@@ -285,12 +287,15 @@ class RecordStore:
         self._some.set()
         new = [place for place in files if place not in self._tails]
         self._tails.update({place: Tail(self._roots[place[0]].path, place[1]) for place in new})
-        for place in new:  # a first look at all of them, before any is read to its end
-            tail, size = self._tails[place], files[place][0]
-            self._put(place, tail.glimpse(size) if size > SMALL else tail.read(), len(files))
-        for place, stamp in files.items() if read and not new else ():
-            if self._tails[place].stamp != stamp:
-                self._put(place, self._tails[place].read(), len(files))
+        try:
+            for place in new:  # a first look at all of them, before any is read to its end
+                tail, size = self._tails[place], files[place][0]
+                self._put(place, tail.glimpse(size) if size > SMALL else tail.read(), len(files))
+            for place, stamp in files.items() if read and not new else ():
+                if self._tails[place].stamp != stamp:
+                    self._put(place, self._tails[place].read(), len(files))
+        finally:
+            self._publish(len(files))
         return bool(new)
 
     def _files(self) -> dict[tuple[int, str], Stamp]:
@@ -316,8 +321,10 @@ class RecordStore:
         key = hashlib.sha256(os.path.join(root.path, path).encode("utf-8", "surrogatepass")).hexdigest()[:12]
         shown = f"{root.name}/{path}" if root.name else path
         self._entries[place] = Entry(key, shown, reading, self._version)
-        self._publish(found)
+        if time.monotonic() >= self._next_publish:
+            self._publish(found)
 
     def _publish(self, found: int) -> None:
         entries = tuple(sorted(self._entries.values(), key=lambda entry: entry.path))
         self._snapshot = Snapshot(f"{self._session}-{self._version}", entries, found, self._links, True)
+        self._next_publish = time.monotonic() + PUBLISH_EVERY
