@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TRAINERS = ("lightning", "transformers", "plain_loop", "totals")
 ENDS = ("parallel", "measure", "parameters", "observe", "observe_ends", "strangers", "kinds")
-"""Beside them, at both ends of the range and where transformers' models changed: they rest on torch's inner workings."""
+"""Beside them, at both ends of the range and where transformers' models changed: what rests on torch's inner parts."""
 SHOWN = ("torch", "lightning", "pytorch-lightning", "transformers", "accelerate")
 
 
