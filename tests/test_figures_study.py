@@ -44,6 +44,39 @@ def test_an_evaluations_end_is_its_last_loss():
     assert made.ends[0].loss == pytest.approx(3.0 - 0.001 * (len(points) - 1))
 
 
+def evaluated(name, loss, N=1e8):
+    run = planted_run(name, N, 2e9)
+    return replace(run, points=tuple(replace(point, losses={loss: point.losses["train"]}) for point in run.points))
+
+
+def test_the_loss_is_that_of_most_runs_and_names_that_may_be_one_are_named():
+    made = study(
+        [*(evaluated(f"v{i}", "eval/val") for i in range(3)), evaluated("e", "eval/eval"), planted_run("t", 1e8, 2e9)]
+    )
+    assert made.loss == "eval/val" and len(made.counted) == 3
+    assert made.left_out.endswith(
+        "eval/val of 3, eval/eval of 1 runs may be one evaluation: --loss eval/val=eval/eval joins them."
+    )
+    assert study(made.curves, loss="eval/val").alike == ""  # the user named it
+    assert study([planted_run("t", 1e8, 2e9), evaluated("v", "eval/val")]).loss == "train"  # as many of each
+
+
+def test_compute_that_an_import_took_for_6nd_is_not_called_measured():
+    measured, bare = planted_run("a", 1e8, 2e9), without(planted_run("c", 1e8, 2e9), "N")
+    by_formula = replace(planted_run("b", 1e8, 2e9), counting={"method": "imported: 6·N·tokens, N non-embedding"})
+    unknown = replace(bare, points=tuple(replace(point, flops=None) for point in bare.points))
+    made = study([measured, by_formula, unknown], convention="total")
+    assert FIGURES["loss-flops"](made).x.label == "training compute C, measured (6·N·D for 1 of 2 runs)"
+
+
+def test_the_end_of_a_run_without_its_steps_is_no_point_of_a_curve():
+    end = planted_run("end", 1e8, 2e9)
+    end = replace(end, points=(replace(end.points[-1], step=1),), extra={"imported": {}}, planned={})
+    (line,) = FIGURES["learning-curves"](study([planted_run("a", 1e8, 2e9), end])).series
+    assert line.name == "a"
+    assert "ends of runs alone" in FIGURES["learning-curves"](study([end])).reason
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -114,6 +147,8 @@ def test_fits_are_kept_while_the_finished_runs_stay_the_same():
 def test_runs_of_one_name_are_numbered():
     made = study([planted_run("a", N, 1e9, run_id=f"r{N:g}") for N in (1e8, 2e8)])
     assert [end.name for end in made.ends] == [curve.name for curve in made.curves] == ["a", "a (2)"]
+    apart = [planted_run("a", 1e8, 1e9, run_id=name, path=f"own/{name}/isoflop-1.jsonl") for name in ("x", "y")]
+    assert [curve.name for curve in study(apart).curves] == ["a (x)", "a (y)"]  # as the tab's list shows their folders
 
 
 def test_columns_may_come_already_read():

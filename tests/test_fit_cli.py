@@ -57,7 +57,7 @@ def fitted(*arguments: object) -> dict[str, Any]:
     assert result.exit_code == 0, result.output
     assert len(result.stdout.splitlines()) == 1
     found = json.loads(result.stdout)
-    assert sorted(found) == sorted(KEYS)
+    assert sorted(found) == sorted([*KEYS, *["at_equal_compute"] * ("--group" in arguments)])
     return found
 
 
@@ -363,6 +363,32 @@ def test_a_law_for_each_group_of_a_column(tmp_path: Path) -> None:
     )
     assert told(path, "--own", "E").startswith("--own: expected --group COLUMN")
     assert "expected" in told(path, "--group", "corpus", "--own", "F")
+
+
+def test_groups_are_compared_at_equal_compute(tmp_path: Path) -> None:
+    """Planted: with muon a loss takes three quarters of adamw's compute, at a size smaller by the root of it."""
+    rows, rng = ["N,D,loss,optimizer"], np.random.default_rng(0)
+    for optimizer, share in (("adamw", 1.0), ("muon", 0.75)):
+        for C, off in itertools.product((1e17, 4e17, 1.6e18), (0.3, 0.6, 1.2, 2.4)):
+            N = (C / 120) ** 0.5 * off
+            D = C / 6 / N
+            loss = 1.7 + 400 / (N / share**0.5) ** 0.34 + 410 / (D / share**0.5) ** 0.28
+            rows.append(f"{N},{D},{loss * np.exp(rng.normal(0, 2e-4))},{optimizer}")
+    path = tmp_path / "two.csv"
+    path.write_text("\n".join(rows))
+    equal = fitted(path, "--group", "optimizer")["at_equal_compute"]
+    best, other = equal["groups"]
+    assert equal["flops"] == pytest.approx(1.6e18) and (best["group"], other["group"]) == ("muon", "adamw")
+    assert best["above"] == 0 and best["factor"] == pytest.approx(1)
+    assert other["factor"] == pytest.approx(1 / 0.75, rel=0.02) and other["above_interval"][0] > 0
+    assert 6 * best["N"] * best["D"] == pytest.approx(1.6e18)
+    shown = run(path, "--group", "optimizer", "--draws", 20).stdout
+    assert "1.33× (" in shown and "muon has the least loss: at 90% each difference from it excludes 0" in shown
+    # no compute in common: not compared, with the reason
+    small, large = rows[1:5], rows[17:]
+    path.write_text("\n".join([rows[0], *small, *large]))
+    shown = run(path, "--group", "optimizer", "--draws", 20).stdout
+    assert "optimizer at equal compute: not compared: " in shown
 
 
 def test_files_are_stacked_by_their_own_names_and_units(tmp_path: Path) -> None:

@@ -354,6 +354,30 @@ def test_a_chart_exported_from_wandb(tmp_path: Path) -> None:
     assert problem.endswith("set the chart's x-axis to Step")
 
 
+def test_charts_of_one_run_are_joined_and_answered_by_the_name_that_is_listed(tmp_path: Path) -> None:
+    def chart(loss: str, steps: tuple[int, ...], name: str = "big") -> str:
+        return "\n".join([f'"Step","{name} - {loss}"', *(f"{step},{4 - step / 100}" for step in steps)]) + "\n"
+
+    train, val = write(tmp_path / "a.csv", chart("train/loss", (10, 20, 30))), chart("val/loss", (20, 30))
+    write(tmp_path / "b.csv", val)
+    given = Given(params={"big": 25e6}, tokens_per_step={"*b*": 5e5})
+    result = import_runs([tmp_path], given)
+    (run,) = result.runs
+    assert result.questions == () and run.name == "big"
+    assert [[*point.losses] for point in run.points] == [["train"], ["train", "eval/val"], ["train", "eval/val"]]
+    assert [point.tokens for point in run.points] == [5e6, 10e6, 15e6]
+    assert f"{tmp_path / 'b.csv'} is a chart of it too: joined" in result.imported[0].notes
+    # the same loss, another folder, or a curve that ends far earlier: of another run, called by its file
+    write(tmp_path / "b.csv", chart("train/loss", (10, 20, 30)).replace("3.9", "3.5"))
+    assert [run.name for run in import_runs([tmp_path]).runs] == ["a/big", "b/big"]
+    named = import_runs([tmp_path], Given(params={"b/big": 25e6, "a/*": 50e6}))
+    assert [run.parameters["total"] for run in named.runs] == [50e6, 25e6] and not named.problems
+    write(tmp_path / "b.csv", chart("val/loss", (5, 10)))
+    assert len(import_runs([tmp_path]).runs) == 2
+    write(tmp_path / "b.csv", "")
+    assert len(import_runs([train, write(tmp_path / "further" / "b.csv", val)]).runs) == 2
+
+
 def test_runs_of_wandbs_api(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"_step": i, "train/loss": 3.0 / i, "isoflop/tokens_processed": 64 * i} for i in (1, 2)]
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from typing import Any
@@ -62,6 +62,23 @@ def harmless(text: str) -> str:
     'run?[2J'
     """
     return STEERS.sub("?", text)
+
+
+def listed(names: Sequence[str]) -> str:
+    """A few names in a sentence."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4:,} more" if len(names) > 4 else "")
+
+
+def by_reason(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """A few names for each reason, of names with their reasons.
+
+    >>> by_reason([("a", "not finished"), ("b", "no loss"), ("c", "not finished")])
+    {'not finished': 'a, c', 'no loss': 'b'}
+    """
+    found: dict[str, list[str]] = {}
+    for name, why in pairs:
+        found.setdefault(why, []).append(name)
+    return {why: listed(names) for why, names in found.items()}
 
 
 MOST_SAID = 1500

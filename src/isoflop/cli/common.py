@@ -175,6 +175,7 @@ def read_own(
     where: Sequence[str] | None,
     n_convention: str | None,
     law: str | None,
+    loss: str | None = None,
 ) -> tuple[Table, Convention] | None:
     """The user's own runs, and which parameters their N counts; None where none are named.
 
@@ -182,7 +183,7 @@ def read_own(
         ValueError: options that need --runs without it, or --law beside it; what is wrong with the runs.
     """
     if not runs:
-        for option, value in (("--column", column), ("--where", where), ("--n", n_convention)):
+        for option, value in (("--column", column), ("--where", where), ("--n", n_convention), ("--loss", loss)):
             if value:
                 raise ValueError(f"{option} needs --runs, which it is about: name a CSV file or records")
         return None
@@ -193,7 +194,7 @@ def read_own(
     if n_convention is not None and n_convention not in get_args(Convention):
         known = ", ".join(name for name in get_args(Convention) if name != "unknown")
         raise ValueError(f"--n: expected one of {known}; got {n_convention!r}")
-    table = read_runs_of(command, runs, ("N", "D", "loss"), column, where, n_convention)
+    table = read_runs_of(command, runs, ("N", "D", "loss"), column, where, n_convention, loss)
     return table, n_convention or table.convention  # type: ignore[return-value]
 
 

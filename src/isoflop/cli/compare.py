@@ -16,6 +16,7 @@ from isoflop.cli.common import (
     Column,
     Counted,
     Dollars,
+    FinalLoss,
     Gpu,
     KeepOutliers,
     Level,
@@ -53,6 +54,7 @@ def compare(
     column: Column = None,
     where: Where = None,
     n_convention: Counted = None,
+    loss: FinalLoss = None,
     keep_outliers: KeepOutliers = False,
     inference_tokens: ServedTokens = 0.0,
     unique_tokens: UniqueTokens = None,
@@ -73,7 +75,7 @@ def compare(
     warnings: Sequence[str] = ()
     with reported("compare"):
         cost = price_of(gpu, mfu, price, peak=peak)
-        own = read_own("compare", runs, column, where, n_convention, law)
+        own = read_own("compare", runs, column, where, n_convention, law, loss)
         chosen: Any
         if own is None:
             chosen = published(law or DEFAULT_LAW, lambda entry: entry.states_loss)

@@ -25,6 +25,7 @@ from isoflop.record.run import DEFAULT_N
 
 if TYPE_CHECKING:
     from isoflop.fit.approaches import ApproachComparison
+    from isoflop.fit.group_laws import Groups
     from isoflop.fit.law_fit import LawFit
     from isoflop.fit.posterior import Posterior
     from isoflop.fit.table import Table
@@ -126,8 +127,12 @@ def fit(
             )
     size: Posterior | str = "only Hoffmann's law has a best size"
     trust: Trust | None = None
+    compared: Groups | str = ""
     if labels is not None:
+        from isoflop.fit.group_laws import groups_at_equal_compute
+
         size = "groups have best sizes of their own: name one with --where"
+        compared = groups_at_equal_compute(fitted, labels, table.columns)
     elif law == "hoffmann":
         size = _posterior(table, keep_outliers)
         posterior = None if isinstance(size, str) else size
@@ -138,7 +143,8 @@ def fit(
         if law == "hoffmann" and isinstance(size, str):
             tell("fit", f"no best size: {size}")
         best = None if isinstance(size, str) else best_size(size, level)
-        print_json({**as_object(fitted), "best_size": best, "extrapolates": trust and trust.predicts})
+        more = {} if labels is None else {"at_equal_compute": groups_as_object(compared)}
+        print_json({**as_object(fitted), "best_size": best, "extrapolates": trust and trust.predicts, **more})
         return
     print_fit(fitted, table.taken)
     if trust is not None and not trust.describes and not fitted.poor:
@@ -146,6 +152,7 @@ def fit(
     if trust is not None and isinstance(trust.held, Extrapolation):
         say(f"{'✓' if trust.predicts else '!'} {trust.held.verdict}", indent=2)
     if labels is not None:
+        _print_groups(compared, group or "")
         say(f"! {size}", indent=2)
     elif law == "hoffmann":
         _print_approaches(table, fitted, nominal, size)
@@ -176,6 +183,32 @@ def _own(law: str, group: str | None, own: str | None) -> tuple[str, ...]:
     if own is not None:
         return tuple(name.strip() for name in own.split(",") if name.strip())
     return tuple(name for name in FORMS[law].constants if not name.startswith(EXPONENTS))
+
+
+def groups_as_object(compared: Groups | str) -> dict[str, Any] | None:
+    """Groups at equal compute for `--json`; null where they are not compared."""
+    if isinstance(compared, str):
+        return None
+    names = "group N D loss loss_interval above above_interval factor factor_interval"
+    return picked(compared, "", flops="C") | {"groups": [picked(row, names) for row in compared.rows]}
+
+
+def _print_groups(compared: Groups | str, column: str) -> None:
+    """The groups at equal compute, or why they are not compared."""
+    from isoflop.laws.frontier import short
+
+    if isinstance(compared, str):
+        say(f"! {column} at equal compute: not compared: {compared}", indent=2)
+        return
+    heads = (column, f"loss at {compared.C:.2g} FLOPs", "best N", "compute for the least loss")
+    table = grid(*heads, left=range(4), folded=range(4))
+    for row in compared.rows:
+        loss = "{:.4f} ({:.4f}–{:.4f})".format(row.loss, *row.loss_interval)
+        factor = "{:.3g}× ({:.3g}–{:.3g})".format(row.factor, *row.factor_interval) if row.above else "1×"
+        table.add_row(row.group, loss, short(row.N), factor)
+    screen().print(table)
+    said = f"{compared.sentence}. Each at its best size for the largest compute that all reach (6·N·D)"
+    say(f"{said}; intervals: {compared.level:.0%}. Losses compare on one corpus and tokenizer alone", indent=0)
 
 
 def _posterior(table: Table, keep_outliers: bool) -> Posterior | str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isoflop.cli.common import AsJson, CurveFiles, CurveLoss, Level, read
-from isoflop.console import grid, picked, print_json, reported, screen, tell
+from isoflop.console import by_reason, grid, picked, print_json, reported, screen, tell
 
 if TYPE_CHECKING:
     from isoflop.cli.common import Curves
@@ -154,7 +154,10 @@ def rank(
         given = read(runs)
         given.records, loss = joined(given.records, loss)
         published = [f"{run.dataset}/{run.name}" for run in given.published]
-        names = unique_names([*published, *(run.name or run.run_id for run in given.records)])
+        names = unique_names(
+            [*published, *(run.name or run.run_id for run in given.records)],
+            [*(None for _ in published), *(run.path for run in given.records)],
+        )
         tokenizers = sorted({run.tokenizer for run in given.records if run.tokenizer})
         if len(tokenizers) > 1:
             text = f"the runs have different tokenizers ({', '.join(tokenizers)}): their losses do not compare"
@@ -314,8 +317,8 @@ def _print_ranking(ranking: Ranking, open_end: Collection[str]) -> None:
             _probability(run.among_best),
             "finished" if run.finished else run.stopped or ("can stop" if run.can_stop else ""),
         )
-    for name, reason in ranking.silent.items():
-        table.add_row(name, "–", "–", "–", "–", reason)
+    for reason, names in by_reason(ranking.silent.items()).items():
+        table.add_row(names, "–", "–", "–", "–", reason)
     console.print(table)
     if open_end and ranking.runs:
         console.print(

@@ -16,6 +16,7 @@ from isoflop.cli.common import (
     Counted,
     Devices,
     Dollars,
+    FinalLoss,
     Gpu,
     KeepOutliers,
     Level,
@@ -52,6 +53,7 @@ def plan(
     column: Column = None,
     where: Where = None,
     n_convention: Counted = None,
+    loss: FinalLoss = None,
     keep_outliers: KeepOutliers = False,
     budgets: Budgets = None,
     tokens: Annotated[float | None, number("TOKENS", "Tokens to train on, fixed (100B); the size follows.")] = None,
@@ -97,7 +99,7 @@ def plan(
         cost = price_of(device, mfu, price, "--gpu" if devices is None else "--devices", peak)
         allowed = allowed_flops(cost, max_hours, count)
         budget = _budget(flops, cost, budget_usd, gpu_hours, allowed)
-        own, convention = read_own("plan", runs, column, where, n_convention, law) or (None, "unknown")
+        own, convention = read_own("plan", runs, column, where, n_convention, law, loss) or (None, "unknown")
         answer = planned(
             budget,
             law=law,

@@ -128,7 +128,9 @@ def ends_series(study: Study, at: Sequence[int], x: Array, y: Array, name: str =
 
 def learning_curves(study: Study) -> Figure | NoFigure:
     """A curve for each run; of those under way the forecast and its interval up to the planned end."""
-    curves, missing = loss_series(study, lambda curve: curve.step)
+    curves, missing = loss_series(study, _steps)
+    if not curves and any(study.loss in curve.losses for curve in study.curves):
+        return NoFigure(*LEARNING_CURVES, "the records hold the ends of runs alone, without their steps")
     if not curves:
         why = "a table of finished runs has no curves" if not study.curves else f"no record has {said(study.loss)}"
         return NoFigure(*LEARNING_CURVES, why if study.ends else "there are no runs")
@@ -148,17 +150,23 @@ def learning_curves(study: Study) -> Figure | NoFigure:
         "learning rates to come and what public runs have shown": drawn,
         f"Forecast: the {FORECAST} newest of {len(live)} runs under way": len(live) > FORECAST,
         "No forecast of " + "; ".join(silent): silent,
-        f"{counted(len(missing), 'run', 'runs')} without {said(study.loss)}: {listed(missing)}": missing,
+        f"{counted(len(missing), 'run', 'runs')} without {said(study.loss)} by step: {listed(missing)}": missing,
     }
     return Figure(
         *LEARNING_CURVES,
         Axis("S, optimizer steps"),
         loss_axis(study),
-        (*series, *grey, *broken(study, lambda curve: curve.step)),
+        (*series, *grey, *broken(study, _steps)),
         tuple(band for _, bands in drawn for band in bands),
         shades=study.sizes(),
         notes=(*(note for note, holds in notes.items() if holds), *named),
     )
+
+
+def _steps(curve: RunCurve) -> Array:
+    """Steps of a run's points; unknown of the end of a run, which an import records as step 1."""
+    is_end = "imported" in curve.run.extra and len(curve.step) == 1 and curve.step[0] <= 1
+    return np.full(1, np.nan) if is_end else curve.step
 
 
 def _of_training(study: Study) -> Figure | NoFigure:

@@ -20,7 +20,7 @@ from isoflop.fit.approaches import ApproachComparison, NoApproach, compare_appro
 from isoflop.fit.columns import tells_kinds
 from isoflop.fit.law_fit import LawFit, fit_law
 from isoflop.fit.optimal_line import Approach
-from isoflop.fit.record_set import groups_of
+from isoflop.fit.record_set import describe_alike, groups_of, shared_loss
 from isoflop.fit.robust import describe_outliers, kept_rows
 from isoflop.fit.runs import RunCurve, RunEnd, check_runs, curve_of_run, end_of_curve, ends_before
 from isoflop.fit.uncertainty import FEW, Gap
@@ -109,6 +109,7 @@ class Study:
         draws: resamples behind them.
         budgets: nominal budgets of isoFLOP profiles in FLOPs; None: by the runs' own compute.
         published: laws to lay beside.
+        alike: that losses of different names may be one evaluation; "": they are not, or the user named the loss.
     """
 
     curves: tuple[RunCurve, ...] = field(repr=False)
@@ -119,6 +120,7 @@ class Study:
     draws: int = DRAWS
     budgets: tuple[float, ...] | None = None
     published: tuple[Published, ...] = ()
+    alike: str = ""
 
     @cached_property
     def counted(self) -> tuple[RunEnd, ...]:
@@ -139,7 +141,8 @@ class Study:
         """Which ends do not count, and why, in a sentence; "": all do."""
         told = "; ".join(f"{listed(names)} ({reason})" for reason, names in self.uncounted.items())
         number = len(self.ends) - len(self.counted)
-        return told and f"{counted(number, 'run does', 'runs do')} not count in a fit: {told}."
+        alike = f" {self.alike}." if self.alike else ""
+        return told and f"{counted(number, 'run does', 'runs do')} not count in a fit: {told}.{alike}"
 
     @property
     def nothing(self) -> str:
@@ -178,8 +181,13 @@ class Study:
     @cached_property
     def by_formula(self) -> tuple[str, ...]:
         """Names of the runs whose compute was not measured, so that 6·N·D stands for it."""
-        curves = {curve.run_id: bool(np.isfinite(curve.flops).any()) for curve in self.curves}
-        return tuple(end.name for end in self.ends if not curves.get(end.run_id or "", end.flops is not None))
+        curves = {curve.run_id: curve.is_measured for curve in self.curves}
+        return tuple(end.name for end in self.with_compute if not curves.get(end.run_id or "", end.flops is not None))
+
+    @cached_property
+    def with_compute(self) -> tuple[RunEnd, ...]:
+        """The ends whose compute is known."""
+        return tuple(end for end, known in zip(self.ends, np.isfinite(self.end_flops), strict=True) if known)
 
     @cached_property
     def unsound(self) -> dict[str, str]:
@@ -338,8 +346,8 @@ def study(
         runs: as read from their records; or already as columns (`curve_of_run`), which a reader that follows growing
             files keeps.
         table: ends of runs without a curve (`ends_of_table`).
-        loss: `train` or eval/<name>; default: an evaluation's that all runs have, else `train`. Of tables alone: what
-            their loss is called.
+        loss: `train` or eval/<name>; default: an evaluation's that all runs have, else that of most runs. Of tables
+            alone: what their loss is called.
         convention: which parameters N counts; default: with the output head, or the next of `PREFERRED_N`
             that all runs state.
         level: of the intervals.
@@ -349,7 +357,10 @@ def study(
     """
     given = list(runs)
     curves = _told_apart([run if isinstance(run, RunCurve) else curve_of_run(run) for run in given])
-    loss = loss or (_common_loss(curves) if curves else "final loss")
+    alike = ""
+    if loss is None:
+        loss = shared_loss(_losses_to_end(curves)) if curves else "final loss"
+        alike = describe_alike([curve.losses for curve in curves], loss)
     convention = convention or common_n(curve.run.parameters for curve in curves)
     kinds = groups_of([curve.run for curve in curves])
     ends = tuple(
@@ -365,28 +376,27 @@ def study(
         draws=draws,
         budgets=None if budgets is None else tuple(float(value) for value in np.atleast_1d(np.asarray(budgets))),
         published=tuple(published(name) for name in beside),
+        alike=alike,
     )
 
 
 def _told_apart(curves: Sequence[RunCurve]) -> tuple[RunCurve, ...]:
-    """Runs of one name numbered."""
-    names = unique_names([curve.name for curve in curves])
+    """Runs of one name by their folders, or numbered."""
+    names = unique_names([curve.name for curve in curves], [curve.run.path for curve in curves])
     return tuple(
         curve if curve.name == name else replace(curve, run=replace(curve.run, name=name))
         for curve, name in zip(curves, names, strict=True)
     )
 
 
-def _common_loss(curves: Sequence[RunCurve]) -> str:
-    """An evaluation's that all runs have, else the training loss."""
+def _losses_to_end(curves: Sequence[RunCurve]) -> list[list[str]]:
+    """The losses of each run that has some: those that it has to its end, else all."""
     steps = [{name: at for name in curve.losses if len(at := curve.steps_of(name, True))} for curve in curves]
-    names = [
+    return [
         [name for name, at in mine.items() if not ends_before(curve.run.steps_done, float(at[-1]), name)] or [*mine]
         for curve, mine in zip(curves, steps, strict=True)
         if mine
     ]
-    common = [name for name in (names[0] if names else ()) if all(name in others for others in names)]
-    return next((name for name in common if name.startswith("eval/")), "train")
 
 
 PF_DAYS = Scale("PF-days", PF_DAY)
@@ -399,7 +409,7 @@ def compute_axis(study: Study) -> Axis:
 
 def compute_label(study: Study) -> str:
     """How the study's compute was counted."""
-    unmeasured, runs = len(study.by_formula), len(study.ends)
+    unmeasured, runs = len(study.by_formula), len(study.with_compute)
     if unmeasured == runs:
         return f"C = 6·N·D, {parameters(study.convention)}"
     return "C, measured" + (f" (6·N·D for {unmeasured} of {counted(runs, 'run', 'runs')})" if unmeasured else "")

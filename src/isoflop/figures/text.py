@@ -82,17 +82,25 @@ def counted(n: int, one: str, many: str) -> str:
     return f"{n:,} {one if n == 1 else many}"
 
 
-def unique_names(names: Sequence[str]) -> list[str]:
-    """The names, numbered where several are the same.
+def unique_names(names: Sequence[str], paths: Sequence[str | None] = ()) -> list[str]:
+    """The names, those that come several times with their folders from where these differ on, else numbered.
 
-    >>> unique_names(["a", "b", "a"])
-    ['a', 'b', 'a (2)']
+    >>> unique_names(["a", "b", "a"]), unique_names(["a", "b", "a"], ["x/1/r", "x/1/s", "x/2/r"])
+    (['a', 'b', 'a (2)'], ['a (1)', 'b', 'a (2)'])
     """
+    places: dict[str, list[list[str]]] = {}
+    for name, path in zip(names, paths, strict=False):
+        places.setdefault(name, []).append((path or "").split("/")[:-1])
     seen: dict[str, int] = {}
     result = []
     for name in names:
         seen[name] = seen.get(name, 0) + 1
-        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+        mine = places.get(name, [])
+        shared = next((i for i, parts in enumerate(zip(*mine, strict=False)) if len({*parts}) > 1), None)
+        folders = [] if shared is None else ["/".join(each[shared:]) for each in mine]
+        apart = len({*folders}) == len(mine) > 1
+        number = "" if seen[name] == 1 else f" ({seen[name]})"
+        result.append(f"{name} ({folders[seen[name] - 1]})" if apart else f"{name}{number}")
     return result
 
 

@@ -40,11 +40,18 @@ def loss_names(run: Run) -> list[str]:
 
 
 def common_loss(runs: Iterable[Run]) -> str:
+    """The loss that `shared_loss` takes; one that a run has not to its end counts for it only where it has no other."""
+    return shared_loss(
+        [[name for name in loss_names(run) if not unfinished(run, name)] or loss_names(run) for run in runs]
+    )
+
+
+def shared_loss(names: Sequence[Sequence[str]]) -> str:
     """The first evaluation loss that all runs have; else of all losses that most runs have, the training loss first.
 
-    A loss that a run has not to its end counts for it only where it has no other.
+    Args:
+        names: the losses of each run.
     """
-    names = [[name for name in loss_names(run) if not unfinished(run, name)] or loss_names(run) for run in runs]
     common = [name for name in (names[0] if names else ()) if all(name in others for others in names)]
     if evaluated := next((name for name in common if name.startswith("eval/")), None):
         return evaluated
@@ -93,15 +100,22 @@ def _renamed(run: Run, old: str, new: str) -> Run:
     return replace(run, points=points, loss_units=named(run.loss_units))
 
 
-def describe_alike(runs: Iterable[Run]) -> str:
-    """That losses of different names may be one evaluation, and how they are joined; "": they are not."""
-    mine = [[name for name in loss_names(run) if name in ALIKE_SETS] for run in runs]
-    counts = Counter(name for names in mine for name in names)
-    if len(counts) < 2 or any(len(names) > 1 for names in mine):
+def describe_alike(names: Iterable[Iterable[str]], loss: str) -> str:
+    """That losses of different names may be one evaluation, and how they are joined; "": they are not.
+
+    Args:
+        names: the losses of each run.
+        loss: the one that is looked at: only where it lacks in a run that has another one of these does it matter.
+    """
+    of_run = [[*each] for each in names]
+    mine = [[name for name in each if name in ALIKE_SETS] for each in of_run]
+    counts = Counter(name for each in mine for name in each)
+    lost = any(loss not in each and alike for each, alike in zip(of_run, mine, strict=True))
+    if not lost or len(counts) < 2 or any(len(each) > 1 for each in mine):
         return ""
-    names = [name for name, _ in counts.most_common()]
-    each = ", ".join(f"{name} of {counts[name]}" for name in names)
-    return f"{each} runs may be one evaluation: --loss {names[0]}={','.join(names[1:])} joins them"
+    first, *others = [name for name, _ in counts.most_common()]
+    each = ", ".join(f"{name} of {counts[name]}" for name in (first, *others))
+    return f"{each} runs may be one evaluation: --loss {first}={','.join(others)} joins them"
 
 
 def known_losses(point: Point) -> dict[str, float]:

@@ -373,6 +373,12 @@ class RunCurve:
         """For people."""
         return self.run.name or self.run.run_id
 
+    @property
+    def is_measured(self) -> bool:
+        """True if its FLOPs were counted; False where they are unknown, or 6·N times its tokens."""
+        by = self.run.counting.get("method")
+        return bool(np.isfinite(self.flops).any()) and "6·N·" not in str(by)
+
     def size(self, convention: str) -> float | None:
         """N of a convention; None: unknown."""
         N = self.run.parameters.get(convention)

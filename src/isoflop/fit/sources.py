@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from isoflop.console import by_reason
 from isoflop.fit.columns import plain
-from isoflop.fit.record_set import ALIKE_SETS, common_loss, describe_alike, groups_of, joined, known_losses, loss_names
+from isoflop.fit.record_set import common_loss, describe_alike, groups_of, joined, known_losses, loss_names
 from isoflop.fit.runs import BadData, curve_of_run, end_of_curve, unfinished
 from isoflop.logs.files import cell_number, csv_rows
 from isoflop.record.lines import Problems
@@ -70,7 +71,7 @@ def record_rows(runs: Sequence[Run], convention: str | None, loss: str | None) -
         useful = [run for run in useful if run.parameters.get(convention)]
     name = loss or common_loss(useful)
     found = []
-    left_out: dict[str, list[str]] = {}
+    left_out: list[tuple[str, str]] = []
     for run, why, groups in zip(runs, reasons, groups_of(runs), strict=True):
         called, curve = run.name or run.run_id, curve_of_run(run)
         end = end_of_curve(curve, name, convention)
@@ -78,7 +79,7 @@ def record_rows(runs: Sequence[Run], convention: str | None, loss: str | None) -
         if not why and end.left_out:
             why = end.left_out + (f" (it has {', '.join(sorted(losses))})" if name not in losses else "")
         if why:
-            left_out.setdefault(why, []).append(called)
+            left_out.append((called, why))
             continue
         row: dict[str, object] = {
             **groups,
@@ -92,12 +93,8 @@ def record_rows(runs: Sequence[Run], convention: str | None, loss: str | None) -
         }
         cells = {key: "" if it is None else it if isinstance(it, str) else repr(it) for key, it in row.items()}
         found.append((f"run {called}", cells))
-    told = tuple(
-        f"{', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}: {why}"
-        for why, names in left_out.items()
-    )
-    lost = any(name not in (names := loss_names(run)) and {*names} & {*ALIKE_SETS} for run in useful)
-    alike = describe_alike(useful) if lost and not loss else ""
+    told = tuple(f"{names}: {why}" for why, names in by_reason(left_out).items())
+    alike = "" if loss else describe_alike(map(loss_names, useful), name)
     return RecordRows(found, told, convention, (alike,) if alike else ())
 
 

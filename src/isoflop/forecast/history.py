@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.arrays import Array
+from isoflop.console import by_reason
 from isoflop.fit.runs import RunCurve, curve_of_run, unfinished
 from isoflop.forecast.curve import OFF_PLAN, LossCurve
 from isoflop.forecast.lr_plan import LrPlan
@@ -94,14 +95,14 @@ def size_of(parameters: Mapping[str, int | None]) -> int | None:
 
 
 def finished_runs(runs: Iterable[Run], loss: str = "train") -> tuple[list[LossCurve], list[str]]:
-    """The completed runs that can be learnt from; and of the others, why not."""
+    """The completed runs that can be learnt from; and of the others, why not, a line a reason."""
     found, problems = [], []
     for run in runs:
         try:
             found.append(_finished(run, loss))
         except ValueError as reason:
-            problems.append(f"{run.name or run.run_id}: {reason}")
-    return found, problems
+            problems.append((run.name or run.run_id, str(reason)))
+    return found, [f"{names}: {why}" for why, names in by_reason(problems).items()]
 
 
 def _finished(run: Run, loss: str) -> LossCurve:

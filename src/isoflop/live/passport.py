@@ -127,7 +127,7 @@ def markdown(known: dict[str, Any]) -> str:
     ]
     if forecast is not None:
         interval = f"{forecast['loss']:.3f} [{forecast['low']:.3f}, {forecast['high']:.3f}] (80%)"
-        rows.append(("Forecast at half time", f"{interval}, at step {forecast['step']:,}"))
+        rows.append(("First forecast after half time", f"{interval}, at step {forecast['step']:,}"))
     lines = [f"| {name} | {' '.join(str(value).replace('|', '/').split())} |" for name, value in rows]
     heading = f"Training compute of `{known['name'] or known['run_id']}`, counted by isoflop"
     return "\n".join([f"### {' '.join(heading.split())}", "", "| | |", "|---|---|", *lines, ""])

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +45,6 @@ def plain(text: str, limit: int = 200) -> str:
     """A name from a file as it may be shown and kept: printable, of bounded length."""
     kept = "".join(letter if letter.isprintable() else "?" for letter in text.strip()[:limit])
     return kept.encode("utf-8", "replace").decode("utf-8")
-
-
-def listed(names: Sequence[str]) -> str:
-    """A few names in a sentence."""
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def why(error: BaseException) -> str:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from isoflop.console import listed
 from isoflop.logs import huggingface, table, tensorboard, text, trackers
 from isoflop.logs.convert import Doubt, Imported, NoLoss, assembled
 from isoflop.logs.counts import SizeOf, size_of_config
-from isoflop.logs.files import ImportProblem, csv_rows, dialect_of, head, listed, plain
+from isoflop.logs.files import ImportProblem, csv_rows, dialect_of, head, plain
 from isoflop.logs.given import UNITS, Answers, Given
 from isoflop.logs.logged import Logged
 from isoflop.logs.names import role_of
@@ -139,7 +140,7 @@ def import_runs(
         problems.append(f"{sources[0]}{more}: {cause}")
     if names:
         problems.extend(given.of_nobody(names, columns))
-    found = _named_apart(_without_copies(tuple(imported.values())))
+    found = _named_apart(_with_charts_joined(_without_copies(tuple(imported.values()))))
     questions = (*_questions(found), *_doubts(found), *_ungrouped(found, given.group))
     return ImportResult(found, tuple(dict.fromkeys(problems)), questions, sum(map(len, refused.values())))
 
@@ -207,6 +208,28 @@ def _without_copies(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
             kept.append(one)
     order = {one.run.run_id: index for index, one in enumerate(found)}
     return tuple(sorted(kept, key=lambda one: order[one.run.run_id]))
+
+
+def _with_charts_joined(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
+    """Each run once: the charts of W&B's that were exported of it hold a loss each, and its name.
+
+    Charts in one folder are of one run where the losses are others and the shorter reaches half as far at least.
+    """
+    kept: list[Imported] = []
+    for one in found:
+        same = next((i for i, other in enumerate(kept) if _of_one_run(one, other)), None)
+        if same is None:
+            kept.append(one)
+        else:
+            kept[same] = kept[same].with_chart(one)
+    return tuple(kept)
+
+
+def _of_one_run(one: Imported, other: Imported) -> bool:
+    places = {(each.kind, each.run.name, os.path.dirname(each.source)) for each in (one, other)}
+    last = sorted(each.run.points[-1].step for each in (one, other))
+    apart = one.source != other.source and not one.losses & other.losses
+    return one.is_chart and len(places) == 1 and apart and last[1] <= 2 * last[0]
 
 
 def _shared(one: Imported, other: Imported) -> int:

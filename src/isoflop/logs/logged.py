@@ -154,9 +154,12 @@ class Logged:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names by which the user may refer to it: its name, that with a folder it lies in, its last part, its file."""
+        """Names by which the user may refer to it: its name, that after its file or a folder, its last part, its file.
+
+        An import calls runs of one name by the file or folder too, in which they differ.
+        """
         *folders, file = os.path.abspath(self.source).split(os.sep)
-        above = (f"{folder}/{self.name}" for folder in folders[-1:-6:-1])
+        above = (f"{folder}/{self.name}" for folder in (os.path.splitext(file)[0], *folders[-1:-6:-1]))
         return self.name, *above, self.name.rpartition("/")[2], file
 
     def shown(self, most: int = 12, *, unused: bool = False) -> str:

@@ -32,7 +32,13 @@ def print_summary(runs: Iterable[Run]) -> None:
     table.caption = CAPTION
     console.print(table)
     halves = grid(
-        "run", "at step", "forecast", "80% interval", "final loss", left=(0, 4), title="Forecast at half time"
+        "run",
+        "at step",
+        "forecast",
+        "80% interval",
+        "final loss",
+        left=(0, 4),
+        title="First forecast after half time",
     )
     for run, (step, forecast) in ((run, made) for run in runs if (made := half_time(run)) is not None):
         final = final_training_loss(run)

@@ -45,7 +45,7 @@ class Tab {
     advice.append(this.advice);
     const now = panel('now', 'What to do now');
     const runs = panel('runs-table', 'Runs');
-    this.now = element('div');
+    this.now = element('div', {}, element('p', {class: 'small'}, 'Reading the records …'));
     now.append(this.now);
     this.table = new RunTable(runs);
     const parts = [['Now', now], ['Figures', figures], ['Runs', runs], ['Fit', fit], ['Plan', planner], ['Advice', advice]];
