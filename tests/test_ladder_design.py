@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from isoflop.cli.ladder import print_plan
 from isoflop.ladder import LadderPlan, family_of, plan_ladder
 from isoflop.ladder.design import Rung, best_design, even_grid, worth_of
 from isoflop.ladder.planning import ladder_problem
@@ -64,7 +65,7 @@ def test_batches_are_the_rules_and_within_its_range(large: LadderPlan):
     assert not any("was fitted to" in text for text in large.warnings)
 
 
-def test_branches_share_the_steps_before_their_decay(large: LadderPlan):
+def test_branches_share_the_steps_before_their_decay(large: LadderPlan, capsys: pytest.CaptureFixture[str]):
     plan = plan_ladder(1e21, 3e19, branches=True)
     longest = {run.name: run for run in plan.runs if run.branch_of is None}
     branched = [run for run in plan.runs if run.branch_of is not None]
@@ -75,6 +76,10 @@ def test_branches_share_the_steps_before_their_decay(large: LadderPlan):
         assert run.first_step <= trunk.steps - trunk.decay_steps
     assert plan.flops < 0.95 * sum(run.flops for run in plan.runs)
     assert max(run.flops for run in plan.runs) > max(run.flops for run in large.runs)  # what they save goes into size
+    print_plan(plan)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(f"{run.steps:,} " in shown and f" {run.first_step:,} " in shown for run in branched)
+    assert f"{plan.flops:.3g} FLOPs in all, {sum(run.flops for run in plan.runs):.3g} one by one" in shown
 
 
 @pytest.mark.parametrize("model", ["gpt2", "llama"])

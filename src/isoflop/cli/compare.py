@@ -11,27 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.common import (
-    AsJson,
-    Column,
-    Counted,
-    Dollars,
-    FinalLoss,
-    Gpu,
-    KeepOutliers,
-    Level,
-    Mfu,
-    OwnRuns,
-    PeakRate,
-    ServedTokens,
-    UniqueTokens,
-    Where,
-    describe,
-    hours_and_dollars,
-    price_object,
-    price_of,
-    read_own,
-)
+from isoflop.cli import common
 from isoflop.console import picked, print_json, reported, say, tell
 
 if TYPE_CHECKING:
@@ -50,20 +30,20 @@ def compare(
         str | None,
         typer.Option(metavar="NAME", help=f"A law with a loss (`isoflop laws`); {DEFAULT_LAW} unless given."),
     ] = None,
-    runs: OwnRuns = None,
-    column: Column = None,
-    where: Where = None,
-    n_convention: Counted = None,
-    loss: FinalLoss = None,
-    keep_outliers: KeepOutliers = False,
-    inference_tokens: ServedTokens = 0.0,
-    unique_tokens: UniqueTokens = None,
-    gpu: Gpu = None,
-    peak: PeakRate = None,
-    mfu: Mfu = None,
-    price: Dollars = None,
-    level: Level = 0.8,
-    as_json: AsJson = False,
+    runs: common.OwnRuns = None,
+    column: common.Column = None,
+    where: common.Where = None,
+    n_convention: common.Counted = None,
+    loss: common.FinalLoss = None,
+    keep_outliers: common.KeepOutliers = False,
+    inference_tokens: common.ServedTokens = 0.0,
+    unique_tokens: common.UniqueTokens = None,
+    gpu: common.Gpu = None,
+    peak: common.PeakRate = None,
+    mfu: common.Mfu = None,
+    price: common.Dollars = None,
+    level: common.Level = 0.8,
+    as_json: common.AsJson = False,
 ) -> None:
     """Compare uses of compute: FLOPs, expected loss with its interval, distance from the frontier, the best named.
 
@@ -74,8 +54,8 @@ def compare(
 
     warnings: Sequence[str] = ()
     with reported("compare"):
-        cost = price_of(gpu, mfu, price, peak=peak)
-        own = read_own("compare", runs, column, where, n_convention, law, loss)
+        cost = common.price_of(gpu, mfu, price, peak=peak)
+        own = common.read_own("compare", runs, column, where, n_convention, law, loss)
         chosen: Any
         if own is None:
             chosen = published(law or DEFAULT_LAW, lambda entry: entry.states_loss)
@@ -131,7 +111,7 @@ def as_object(compared: OptionComparison, cost: Price | None = None) -> dict[str
             {"option": str(row.option)}
             | picked(row.option, "count N D")
             | picked(row, names, optimal_N="best_N", optimal_D="best_D")
-            | price_object(cost, _priced(row))
+            | common.price_object(cost, _priced(row))
             | ({"inference_flops": row.serving_flops} if row.serving_flops else {})
             for row in compared.rows
         ],
@@ -155,7 +135,10 @@ def _print(compared: OptionComparison, cost: Price | None) -> None:
     if cost is not None:
         serving = [_priced(row, row.serving_flops) for row in compared.rows]
         bought = [
-            (*hours_and_dollars(cost, _priced(row)), *(hours_and_dollars(cost, load) if load else ("", "")))
+            (
+                *common.hours_and_dollars(cost, _priced(row)),
+                *(common.hours_and_dollars(cost, load) if load else ("", "")),
+            )
             for row, load in zip(compared.rows, serving, strict=True)
         ]
         names = ("GPU-hours", "dollars", "to serve", "dollars")
@@ -163,7 +146,7 @@ def _print(compared: OptionComparison, cost: Price | None) -> None:
         table = [["option", *(names[i] for i in shown)]]
         table += [[str(row.option), *(b[i] for i in shown)] for row, b in zip(compared.rows, bought, strict=True)]
         typer.echo("\n".join(["", *aligned(table)]))
-        say(f"{describe(cost)}; attention of Llama's shape is priced too, as `isoflop plan` does")
+        say(f"{common.describe(cost)}; attention of Llama's shape is priced too, as `isoflop plan` does")
     typer.echo()
     say(compared.sentence, indent=0)
     say(
@@ -176,7 +159,7 @@ def _print(compared: OptionComparison, cost: Price | None) -> None:
 
 def laws(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them, in full.")] = None,
-    as_json: AsJson = False,
+    as_json: common.AsJson = False,
 ) -> None:
     """Published scaling laws: constants, source, convention of N, range of validity."""
     from isoflop.laws.papers import published, published_names

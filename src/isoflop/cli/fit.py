@@ -7,19 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.common import (
-    AsJson,
-    Budgets,
-    Column,
-    FinalLoss,
-    KeepOutliers,
-    Level,
-    RunFiles,
-    Where,
-    amounts,
-    pairs,
-    read_runs_of,
-)
+from isoflop.cli import common
 from isoflop.console import grid, picked, print_json, progress_bar, reported, say, screen, tell
 from isoflop.record.run import DEFAULT_N
 
@@ -39,15 +27,15 @@ AHEAD = 10.0
 
 
 def fit(
-    runs: RunFiles,
+    runs: common.RunFiles,
     law: Annotated[
         str,
         typer.Option(
             help="hoffmann, kaplan-n, -d, -c, -ns, -nd, schaipp, muennighoff, clark (experts) or gadre-error."
         ),
     ] = "hoffmann",
-    column: Column = None,
-    where: Where = None,
+    column: common.Column = None,
+    where: common.Where = None,
     delta: Annotated[str, typer.Option(help="δ of Huber's loss on ln L; `lad`: least absolute deviations.")] = "1e-3",
     fix: Annotated[
         list[str] | None, typer.Option(metavar="CONSTANT=VALUE", help="Hold a constant, such as alpha=0.34.")
@@ -58,7 +46,7 @@ def fit(
             metavar="CONSTANT=MEAN:SD", help="What is known of a constant before: alpha=0.34:0.05, 'ln A=6:0.5'."
         ),
     ] = None,
-    level: Level = 0.9,
+    level: common.Level = 0.9,
     draws: Annotated[int, typer.Option(min=20, help="Resamples behind errors and intervals.")] = 1000,
     n_convention: Annotated[
         str | None,
@@ -66,8 +54,8 @@ def fit(
             "--n", help=f"Of records: which parameters N counts (total, …; default: {DEFAULT_N}, where all state it)."
         ),
     ] = None,
-    loss: FinalLoss = None,
-    budgets: Budgets = None,
+    loss: common.FinalLoss = None,
+    budgets: common.Budgets = None,
     group: Annotated[
         str | None,
         typer.Option(
@@ -82,8 +70,8 @@ def fit(
             help="With --group: the constants of each group, such as E,B; default: all but exponents.",
         ),
     ] = None,
-    keep_outliers: KeepOutliers = False,
-    as_json: AsJson = False,
+    keep_outliers: common.KeepOutliers = False,
+    as_json: common.AsJson = False,
 ) -> None:
     """Fit a scaling law to finished runs.
 
@@ -98,16 +86,16 @@ def fit(
         if law not in FITTED:
             raise ValueError(f"--law: expected one of {', '.join(FITTED)}, got {law!r}")
         wanted = (*FORMS[law].variables, "loss")
-        table = read_runs_of("fit", runs, wanted, column, where, n_convention, loss)
+        table = common.read_runs_of("fit", runs, wanted, column, where, n_convention, loss)
         if len(table.rows) < 2:
             raise ValueError(
                 f"expected several runs, got one ({table.rows[0]}), which any law fits: `isoflop plan --runs` takes it"
             )
         labels, table = (None, table) if group is None else _grouped(table, group)
         width: float | str = delta if delta == "lad" else _number("--delta", delta)
-        fixed = {name: _number(f"--fix {name}", value) for name, value in pairs("--fix", fix).items()}
-        nominal = None if budgets is None else amounts("--budgets", budgets)
-        known = {name: _mean_and_sd(f"--prior {name}", value) for name, value in pairs("--prior", prior).items()}
+        fixed = {name: _number(f"--fix {name}", value) for name, value in common.pairs("--fix", fix).items()}
+        nominal = None if budgets is None else common.amounts("--budgets", budgets)
+        known = {name: _mean_and_sd(f"--prior {name}", value) for name, value in common.pairs("--prior", prior).items()}
         with progress_bar("fitting, and again to resampled runs", wanted=not as_json) as progress:
             fitted = fit_law(
                 law,

@@ -12,28 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.cli import Once
-from isoflop.cli.common import (
-    AsJson,
-    Devices,
-    Dollars,
-    FinalLoss,
-    Level,
-    MaxHours,
-    Mfu,
-    PeakRate,
-    allowed_flops,
-    amount,
-    describe_cost,
-    devices_of,
-    digits,
-    family_of_option,
-    hours_and_dollars,
-    number,
-    pairs,
-    price_object,
-    price_of,
-)
+from isoflop.cli import Once, common
 from isoflop.console import grid, print_json, reported, say, screen, tell
 from isoflop.laws.quantities import percent, short
 
@@ -64,10 +43,12 @@ def fit(
     plan: Annotated[
         Path | None, typer.Option(metavar="PLAN.YAML", help="The plan: it names the runs and the target.")
     ] = None,
-    flops: Annotated[float | None, number("FLOPS", "Compute budget of the target run (default: the plan's).")] = None,
-    loss: FinalLoss = None,
-    level: Level = 0.8,
-    as_json: AsJson = False,
+    flops: Annotated[
+        float | None, common.number("FLOPS", "Compute budget of the target run (default: the plan's).")
+    ] = None,
+    loss: common.FinalLoss = None,
+    level: common.Level = 0.8,
+    as_json: common.AsJson = False,
 ) -> None:
     """Fit a ladder: law, three approaches, N, D, batch and loss at the target, and whether one more rung pays."""
     from isoflop.ladder.fit import fit_ladder_runs
@@ -83,7 +64,7 @@ def fit(
 @ladder.command(cls=Once)
 def plan(
     flops: Annotated[
-        float | None, number("FLOPS", "Compute budget of the target run; or --devices with --max-hours.")
+        float | None, common.number("FLOPS", "Compute budget of the target run; or --devices with --max-hours.")
     ] = None,
     spend: Annotated[
         str,
@@ -102,7 +83,7 @@ def plan(
         int | None, typer.Option(help="Least number of runs, 9 or more (default: 12, or --max-runs).")
     ] = None,
     max_runs: Annotated[int, typer.Option(help="Most runs.")] = 16,
-    max_flops_per_run: Annotated[float | None, number("FLOPS", "Of the most expensive run.")] = None,
+    max_flops_per_run: Annotated[float | None, common.number("FLOPS", "Of the most expensive run.")] = None,
     sizes: Annotated[
         str | None, typer.Option(metavar="LEAST:MOST", help="Parameters of a run, with the head: 30k:500k.")
     ] = None,
@@ -118,29 +99,29 @@ def plan(
     vocab: Annotated[
         int | None, typer.Option(min=2, help="Entries of the tokenizer (default: the configuration's).")
     ] = None,
-    unique_tokens: Annotated[float | None, number("TOKENS", "Tokens of data that there are.")] = None,
+    unique_tokens: Annotated[float | None, common.number("TOKENS", "Tokens of data that there are.")] = None,
     lr_rule: Annotated[str, typer.Option(help="auto, width, steplaw, deepseek or porian.")] = "auto",
     batch_rule: Annotated[str, typer.Option(help="auto, steplaw, deepseek or porian.")] = "auto",
     history: Annotated[
         list[Path] | None, typer.Option(help="Records of finished runs that the design counts on. Repeatable.")
     ] = None,
-    devices: Devices = None,
-    max_hours: MaxHours = None,
+    devices: common.Devices = None,
+    max_hours: common.MaxHours = None,
     optimizer: Annotated[str, typer.Option(help="adamw or muon: what is known without a run is of AdamW.")] = "adamw",
-    peak: PeakRate = None,
-    mfu: Mfu = None,
-    price: Dollars = None,
-    level: Level = 0.8,
-    as_json: AsJson = False,
+    peak: common.PeakRate = None,
+    mfu: common.Mfu = None,
+    price: common.Dollars = None,
+    level: common.Level = 0.8,
+    as_json: common.AsJson = False,
 ) -> None:
     """Plan the runs that tell most about the compute-optimal size at a target, for what you would spend on them."""
     from isoflop.ladder.plan import write_plan
     from isoflop.ladder.planning import plan_ladder
 
     with reported("ladder plan"):
-        count, device = (1, None) if devices is None else devices_of(devices)
-        cost = price_of(device, mfu, price, "--devices", peak)
-        allowed = allowed_flops(cost, max_hours, count)
+        count, device = (1, None) if devices is None else common.devices_of(devices)
+        cost = common.price_of(device, mfu, price, "--devices", peak)
+        allowed = common.allowed_flops(cost, max_hours, count)
         if flops is None and max_hours is None:
             raise ValueError("expected a target: its --flops, or --devices with --max-hours")
         flops = min(math.inf if flops is None else flops, allowed)
@@ -163,21 +144,21 @@ def plan(
             lr_rule=lr_rule,
             batch_rule_name=batch_rule,
             history=history or (),
-            optimizer=family_of_option(optimizer),
+            optimizer=common.family_of_option(optimizer),
         )
         if output is not None:
             write_plan(made, output)
     if as_json:
-        print_json(made.as_dict() | price_object(cost, made.flops))
+        print_json(made.as_dict() | common.price_object(cost, made.flops))
         return
 
     print_plan(made)
     if cost is not None:
         dearest, hours = max(run.flops for run in made.runs), cost.gpu_hours(made.flops)
-        text = f"cost: {describe_cost(cost, made.flops)}"
+        text = f"cost: {common.describe_cost(cost, made.flops)}"
         if count > 1 and hours is not None:
-            text += f", {digits(hours / count)} hours where all {count} are busy"
-        each, dollars = hours_and_dollars(cost, dearest)
+            text += f", {common.digits(hours / count)} hours where all {count} are busy"
+        each, dollars = common.hours_and_dollars(cost, dearest)
         text += f"; the dearest run {each} GPU-hours{f', {dollars}' if dollars else ''}"
         text += "" if mfu is not None else ". Small models seldom reach such an MFU: pass one that is measured (--mfu)"
         say(text)
@@ -213,7 +194,7 @@ def _range(option: str, text: str) -> tuple[float, float]:
     if not separator:
         raise ValueError(f"{option}: expected LEAST:MOST, such as 30k:500k, got {text!r}")
     try:
-        return amount(least), amount(most)
+        return common.amount(least), common.amount(most)
     except typer.BadParameter as error:
         raise ValueError(f"{option}: {error.message}") from None
 
@@ -262,7 +243,7 @@ def run(
                 gpus_per_run=gpus_per_run,
                 retries=retries,
                 only=only or (),
-                slurm=pairs("--slurm", slurm),
+                slurm=common.pairs("--slurm", slurm),
                 work=work,
                 watch=following,
             )
@@ -294,7 +275,9 @@ def print_plan(plan: LadderPlan) -> None:
         f"({plan.target_flops / top:,.0f} times the largest run)",
         soft_wrap=True,
     )
-    table = grid("FLOPs", "layers·width", "N", "D", "D/N", "batch", "steps", "rate", left=(), folded=())
+    branches = any(run.branch_of for run in plan.runs)
+    shape, more = ("shape", ["from"]) if branches else ("layers·width", [])
+    table = grid("FLOPs", shape, "N", "D", "D/N", "batch", "steps", "rate", *more, left=(), folded=())
     before = -1
     for run in plan.runs:
         N = run.parameters[plan.convention]
@@ -308,9 +291,13 @@ def print_plan(plan: LadderPlan) -> None:
             short(run.batch_tokens),
             f"{run.steps:,}",
             f"{digits}e{int(exponent)}",
+            *([f"{run.first_step:,}"] if branches else []),
         )
         before = run.rung
     console.print(table)
+    if branches:
+        text = "a run from a step on branches off there from the longest of its size, and costs its own steps alone"
+        _sentence(console, f"{text}: {plan.flops:.3g} FLOPs in all, {sum(r.flops for r in plan.runs):.3g} one by one")
     console.print(f"expected at {plan.target_flops:.3g} FLOPs ({plan.level:.0%}), before a FLOP is spent:")
     rows: dict[str, Callable[[float], str]] = {"N_opt": "× or ÷ {:.2f}".format, "D_opt": "× or ÷ {:.2f}".format}
     for name, write in (rows | {"loss_relative": lambda factor: f"within {factor - 1:.1%}"}).items():

@@ -9,35 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.common import (
-    AsJson,
-    Budgets,
-    Column,
-    Counted,
-    Devices,
-    Dollars,
-    FinalLoss,
-    Gpu,
-    KeepOutliers,
-    Level,
-    MaxHours,
-    Mfu,
-    OwnRuns,
-    PeakRate,
-    ServedTokens,
-    UniqueTokens,
-    Where,
-    allowed_flops,
-    amounts,
-    describe_cost,
-    devices_of,
-    digits,
-    family_of_option,
-    number,
-    price_object,
-    price_of,
-    read_own,
-)
+from isoflop.cli import common
 from isoflop.console import finite, picked, print_json, reported, say, tell
 
 if TYPE_CHECKING:
@@ -47,26 +19,30 @@ if TYPE_CHECKING:
 
 
 def plan(
-    flops: Annotated[float | None, number("FLOPS", "The budget in FLOPs, such as 1e21.")] = None,
+    flops: Annotated[float | None, common.number("FLOPS", "The budget in FLOPs, such as 1e21.")] = None,
     law: Annotated[str | None, typer.Option(metavar="NAME", help="A published law (`isoflop laws`).")] = None,
-    runs: OwnRuns = None,
-    column: Column = None,
-    where: Where = None,
-    n_convention: Counted = None,
-    loss: FinalLoss = None,
-    keep_outliers: KeepOutliers = False,
-    budgets: Budgets = None,
-    tokens: Annotated[float | None, number("TOKENS", "Tokens to train on, fixed (100B); the size follows.")] = None,
-    inference_tokens: ServedTokens = 0.0,
-    unique_tokens: UniqueTokens = None,
-    gpu: Gpu = None,
-    peak: PeakRate = None,
-    mfu: Mfu = None,
-    price: Dollars = None,
-    budget_usd: Annotated[float | None, number("USD", "The budget in dollars; needs --gpu and --price.")] = None,
-    gpu_hours: Annotated[float | None, number("HOURS", "The budget in hours of one device; needs --gpu.")] = None,
-    devices: Devices = None,
-    max_hours: MaxHours = None,
+    runs: common.OwnRuns = None,
+    column: common.Column = None,
+    where: common.Where = None,
+    n_convention: common.Counted = None,
+    loss: common.FinalLoss = None,
+    keep_outliers: common.KeepOutliers = False,
+    budgets: common.Budgets = None,
+    tokens: Annotated[
+        float | None, common.number("TOKENS", "Tokens to train on, fixed (100B); the size follows.")
+    ] = None,
+    inference_tokens: common.ServedTokens = 0.0,
+    unique_tokens: common.UniqueTokens = None,
+    gpu: common.Gpu = None,
+    peak: common.PeakRate = None,
+    mfu: common.Mfu = None,
+    price: common.Dollars = None,
+    budget_usd: Annotated[float | None, common.number("USD", "The budget in dollars; needs --gpu and --price.")] = None,
+    gpu_hours: Annotated[
+        float | None, common.number("HOURS", "The budget in hours of one device; needs --gpu.")
+    ] = None,
+    devices: common.Devices = None,
+    max_hours: common.MaxHours = None,
     optimizer: Annotated[str, typer.Option(help="Of the recipe: adamw or muon.")] = "adamw",
     experts: Annotated[int, typer.Option(min=1, help="Experts of each MLP; 1: dense.")] = 1,
     top_k: Annotated[int, typer.Option(min=1, help="Experts that a token visits.")] = 1,
@@ -76,8 +52,8 @@ def plan(
     seq: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a sequence; default: the family's, at most 4096 of a file's.")
     ] = None,
-    level: Level = 0.8,
-    as_json: AsJson = False,
+    level: common.Level = 0.8,
+    as_json: common.AsJson = False,
 ) -> None:
     """Parameters and tokens for a budget, with intervals, and how the answer moves with the law.
 
@@ -91,15 +67,15 @@ def plan(
     from isoflop.laws.forms import TRAINING_FLOPS
 
     with reported("plan"):
-        count, device = (1, gpu) if devices is None else devices_of(devices)
+        count, device = (1, gpu) if devices is None else common.devices_of(devices)
         if gpu is not None and devices is not None:
             raise ValueError("expected --gpu or --devices, got both: --devices says how many, too")
         if budgets is not None and not runs:
             raise ValueError("--budgets needs --runs, whose budgets they are: name a CSV file or records")
-        cost = price_of(device, mfu, price, "--gpu" if devices is None else "--devices", peak)
-        allowed = allowed_flops(cost, max_hours, count)
+        cost = common.price_of(device, mfu, price, "--gpu" if devices is None else "--devices", peak)
+        allowed = common.allowed_flops(cost, max_hours, count)
         budget = _budget(flops, cost, budget_usd, gpu_hours, allowed)
-        own, convention = read_own("plan", runs, column, where, n_convention, law, loss) or (None, "unknown")
+        own, convention = common.read_own("plan", runs, column, where, n_convention, law, loss) or (None, "unknown")
         answer = planned(
             budget,
             law=law,
@@ -112,9 +88,9 @@ def plan(
             convention=convention,
             rows=None if own is None else own.rows,
             keep_outliers=keep_outliers,
-            budgets=None if budgets is None else amounts("--budgets", budgets),
+            budgets=None if budgets is None else common.amounts("--budgets", budgets),
             labels=None if own is None else own.labels,
-            optimizer=family_of_option(optimizer),
+            optimizer=common.family_of_option(optimizer),
         )
         answer = replace(answer, doubts=(*answer.doubts, *(() if own is None else own.unlike)))
         recipe = recipe_of(
@@ -132,7 +108,8 @@ def plan(
             rate=answer.flops / (answer.N * answer.D) if runs else TRAINING_FLOPS,
         )
         if recipe is not None and max_hours is not None and recipe.flops > (1 + 1e-3) * allowed:
-            over = f"training takes {digits(recipe.flops / allowed * max_hours)} of the {digits(max_hours)} hours"
+            takes, most = common.digits(recipe.flops / allowed * max_hours), common.digits(max_hours)
+            over = f"training takes {takes} of the {most} hours"
             answer = replace(answer, doubts=(over, *answer.doubts))
         late = budget is not None and allowed < (1 + 1e-9) * answer.flops and allowed < budget
         if late:
@@ -237,7 +214,7 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
     )
     if cost is not None and (time := cost.gpu_hours(recipe.flops)) is not None:
         dollars, serving = cost.usd(recipe.flops), recipe.serving_flops
-        where = f"{digits(time / count)} hours on {f'{count} ×' if count > 1 else 'one'} {cost.gpu}"
+        where = f"{common.digits(time / count)} hours on {f'{count} ×' if count > 1 else 'one'} {cost.gpu}"
         rows["cost"] = f"{where} at {cost.mfu:.0%} MFU" + ("" if dollars is None else f": ${dollars:,.0f}")
         if serving:
             share = serving / (recipe.flops + serving)
@@ -279,8 +256,8 @@ def as_object(answer: Plan, cost: Price | None = None) -> dict[str, Any]:
             if name in (answer.intervals or {})
         },
         "alternatives": [picked(row, "name N D L", n_convention="convention") for row in answer.alternatives],
-        **price_object(cost, answer.flops),
-        **{f"inference_{key}": value for key, value in price_object(cost if served else None, served).items()},
+        **common.price_object(cost, answer.flops),
+        **{f"inference_{key}": value for key, value in common.price_object(cost if served else None, served).items()},
     }
 
 
@@ -302,7 +279,7 @@ def _print(answer: Plan, cost: Price | None, recipe: TrainingRecipe | None) -> N
     for doubt in answer.doubts[SHOWN if recipe is not None else 0 :]:
         say(f"doubt: {doubt}")
     for what, each in (("", answer.flops), ("to serve, ", answer.inference_flops)):
-        if each and (sentence := describe_cost(cost, each)) is not None:
+        if each and (sentence := common.describe_cost(cost, each)) is not None:
             say(f"cost: {what}{sentence}")
     say(f"by: {answer.method}")
     for note in answer.notes:
