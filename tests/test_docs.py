@@ -188,6 +188,32 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
+def test_each_file_is_named_in_the_architecture() -> None:
+    """In the items of its room, so that a reader finds what is where."""
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("## Every file, by room")[2]
+    listed = text.partition("\n## ")[0]
+    items = {}
+    for item in re.findall(r"`(\w+)`(?:, [^:]*)?: (.*?)(?=\. `\w+`:|\n- |\Z)", listed, re.DOTALL):
+        items.setdefault(item[0], item[1])
+    source = ROOT / "src/isoflop"
+    rooms = {path.name: path for path in source.iterdir() if (path / "__init__.py").is_file()}
+    missing = [
+        f"{room}/{path.name}"
+        for room, folder in rooms.items()
+        for path in folder.glob("*.py")
+        if path.stem != "__init__" and f"`{path.stem}`" not in items.get(room, "")
+    ]
+    assert missing == []
+    assert all(f"`{path.stem}`" in listed for path in source.glob("*.py") if not path.stem.startswith("__"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_lines_of_text_are_no_longer_than_a_screen(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    long = [line for line in text.splitlines() if len(line) > 140 and not line.startswith(("|", "![", "    "))]
+    assert long == []
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
     assert (ROOT / "docs/tensorboard.png").stat().st_size < 300_000
