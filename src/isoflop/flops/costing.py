@@ -332,12 +332,14 @@ class Costing:
         estimate = self._prices.estimate(key) or self._partial.get(key)
         if estimate is None:
             return None
-        self.methods.setdefault(ESTIMATED, "many batch shapes")
+        failed = self._apart.get(key)
+        why = failed if isinstance(failed, str) else "more batch shapes than are observed"
+        self.methods.setdefault(ESTIMATED, why)
         if self.observes:
             self._is_provisional(key, estimate)
         elif ESTIMATED not in self._told:
             self._told.add(ESTIMATED)
-            self._say("more batch shapes than are observed: FLOPs of others are estimated from the nearest length")
+            self._say(f"{why}: FLOPs of these batches are estimated from the nearest length")
         return estimate
 
     def _is_provisional(self, key: Signature, counted: FlopCount | None, waits: bool = True) -> None:

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from isoflop.flops.backward import any_backward
 from isoflop.flops.calls import Call, Shape, Uncountable, metas, tensors_in
 from isoflop.flops.counter import FlopCount, FlopCounter, ModuleOwner, Phase
 from isoflop.flops.parameters import Uses, UseTracer, unwrap
@@ -409,7 +410,8 @@ def _answer(act: Callable[[], Any], pipe: int, prepare: Callable[[int], None]) -
 def _send(act: Callable[[], Any], pipe: int) -> None:
     torch.set_num_threads(1)  # the threads of the process are not here
     try:
-        answer: tuple[Any, str | None] = act(), None
+        with any_backward():
+            answer: tuple[Any, str | None] = act(), None
     except Exception as error:  # whatever a user's code may raise
         answer = None, describe_error(error)
     rest = pickle.dumps(answer)
