@@ -28,7 +28,6 @@ def backward(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr("isoflop.flops.backward.engine_runs", lambda: False)
 
 
-
 def flops(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
     return measure_flops(model, [Call(model, shapes(args), shapes(kwargs))]).flops
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -95,10 +96,16 @@ def groups_at_equal_compute(
     found = []
     for name in order:
         n, d = hoffmann_at_reducible(laws[name], losses[order[0]] - laws[name]["E"], COST)
-        values = {"loss": losses[name], "above": losses[name] - losses[order[0]], "factor": TRAINING_FLOPS * n * d / C}
-        ends = {f"{what}_interval": interval(drawn[1:], fitted.level) for what, drawn in values.items()}
-        points = {what: float(drawn[0]) for what, drawn in values.items()}
-        found.append(GroupAt(name, *(float(size[0]) for size in sizes[name]), **points, **ends))  # type: ignore[arg-type]
+        loss, above, factor = losses[name], losses[name] - losses[order[0]], TRAINING_FLOPS * n * d / C
+        (best_n, best_d), span = sizes[name], partial(interval, level=fitted.level)
+        found.append(
+            GroupAt(
+                name, float(best_n[0]), float(best_d[0]),
+                float(loss[0]), span(loss[1:]),
+                float(above[0]), span(above[1:]),
+                float(factor[0]), span(factor[1:]),
+            )
+        )  # fmt: skip
     return Groups(C, fitted.level, tuple(found))
 
 

@@ -2,8 +2,8 @@
 
 Where a machine has an accelerator, the first backward pass of a training starts a thread a device; torch then refuses
 every backward pass in a process forked later. What is measured apart in the middle of a run (a second batch shape of
-compiled code, a training after another in a notebook) needs one nevertheless, on the meta device, where there is nothing
-to be run in threads.
+compiled code, a training after another in a notebook) needs one nevertheless, on the meta device, where nothing has to
+run in threads.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Walk:
             RuntimeError: `inputs` are named.
         """
         if inputs:
-            raise RuntimeError("gradients of chosen tensors need autograd's engine, which a forked process does not have")
+            raise RuntimeError("gradients of chosen tensors need autograd's engine, which a forked process lacks")
         outer, self._passes = (self.task, self.node), self._passes + 1
         self.task = self._passes
         try:
