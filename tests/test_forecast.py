@@ -180,7 +180,7 @@ def test_it_says_what_it_rests_on() -> None:
     assert "up to step 3,000" in text and "to step 6,000" in text and "public curves" in text
     other = spoken(fed(run, 0.6, optimizer="muon", N=None, task=Task(experts=True)).forecast(run.plan))
     text = " ".join(other.basis)
-    assert "another optimizer" in text and "size or the batch is not known" in text and "mixture of experts" in text
+    assert "another optimizer" in text and "size or the batch is not known" in text and "this one has experts" in text
     assert other.sd > spoken(fed(run, 0.6).forecast(run.plan)).sd
 
 

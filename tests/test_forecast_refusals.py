@@ -141,12 +141,16 @@ def test_an_interval_too_wide_to_be_of_use() -> None:
         (Task(start="finetuning"), "fine-tuning"),
         (Task(modality="image"), "image"),
         (Task(objective="reinforcement"), "reinforcement learning"),
+        (Task(modality="other"), "other data than text"),
+        (Task(objective="headless"), "without an output"),
     ],
 )
 def test_other_tasks_need_own_runs(task: Task, kind: str) -> None:
     reason = silent(fed(changed(), 0.5, task=task))
     assert reason.reason is Refusal.OUTSIDE_PRIORS and kind in reason.message
-    assert isinstance(fed(changed(), 0.5, task=Task(objective="causal")).forecast(PLAN), Forecast)
+    causal, masked = (fed(changed(), 0.5, task=Task(objective=each)).forecast(PLAN) for each in ("causal", "masked"))
+    assert isinstance(causal, Forecast) and isinstance(masked, Forecast) and masked.sd > 1.05 * causal.sd
+    assert "this is masked model" in masked.basis[-1]
     own = learn_priors([Planted().run(PLAN, seed=seed) for seed in range(3)])
     assert isinstance(fed(changed(), 0.5, task=task, priors=own).forecast(PLAN), Forecast)
 

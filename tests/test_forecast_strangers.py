@@ -39,6 +39,42 @@ def test_a_loss_that_falls_unlike_all_known_gets_no_narrow_interval_before_its_d
             assert any("unlike" in text for text in found.basis)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        lambda t: 1.5 * np.exp(-t / 900),
+        lambda t: 3.0 * np.exp(-t / 500),
+        lambda t: 0.8 * np.exp(-t / 1500),
+        lambda t: -0.1 / (1 + np.exp(-np.log(t / 1500) / 0.15)),
+    ],
+    ids=["start of 1.5 nats", "of 3", "a slow one", "late insight"],
+)
+def test_a_curve_of_another_form_is_not_forecast_surely(more: Callable[[np.ndarray], np.ndarray]) -> None:
+    """By how far its last part lies off what the form expected, its residuals, its exponent and height."""
+    run = Planted().run(PLAN)
+    end = run.final + float(more(np.array([6000.0]))[0])
+    strange = dataclasses.replace(run, loss=run.loss + more(run.steps), final_loss=end)
+    for part in (0.2, 0.3, 0.4, 0.5, 0.6, 0.75):
+        found = fed(strange, part).forecast(PLAN)
+        if isinstance(found, Forecast):
+            assert found.low < end < found.high, part
+    doubted = [text for part in (0.6, 0.75) for text in getattr(fed(strange, part).forecast(PLAN), "basis", ())]
+    sound = [text for part in (0.6, 0.75) for text in getattr(fed(run, part).forecast(PLAN), "basis", ())]
+    assert any("badly" in text or "unlike" in text for text in doubted) and not any("badly" in text for text in sound)
+
+
+def test_a_batch_that_grew_before_the_window_is_a_change_of_batch_and_tokens_not_counted_before_are_none() -> None:
+    """The form counts steps of one size since the start; a count that begins amid the run has a first loss."""
+    run = Planted().run(LrPlan.cosine(20_000, 1e-3, 300))
+    grown = np.interp(run.steps, [0, 1500, 20_000], [0, 0.25 * 1500 * 5e5, 5e5 * 18_500])
+    reason = fed(dataclasses.replace(run, tokens=grown), 0.5).forecast(run.plan)
+    assert isinstance(reason, NoForecast) and reason.reason is Refusal.BATCH_CHANGED
+    late = run.steps > 2000
+    kept = {name: getattr(run, name)[late] for name in ("steps", "lr", "loss", "count")}
+    found = fed(dataclasses.replace(run, tokens=run.tokens[late] - 1e9, **kept), 0.5).forecast(run.plan)
+    assert isinstance(found, Forecast) and found.low < run.final < found.high
+
+
 @pytest.mark.parametrize("by", [-0.25, 0.25])
 @pytest.mark.parametrize("at", [0.3, 0.42])
 def test_a_jump_is_stated_with_its_sign_and_size(by: float, at: float) -> None:

@@ -165,6 +165,8 @@ class LossBins:
     def __init__(self) -> None:
         self.bins: dict[int, list[float]] = {}
         self.rates: dict[int, list[float]] = {}
+        self.first = (0.0, 0.0)
+        """Step and tokens of the first loss."""
         self.last_step = 0.0
         self.last_tokens = 0.0
         self.lost = 0
@@ -183,6 +185,8 @@ class LossBins:
             return
         self.lost = 0
         step, count = float(step), float(max(count, 1))
+        if not self.last_step:
+            self.first = step, float(tokens)
         key = math.floor(PER_E_FOLD * math.log(step))
         if key not in self.bins:
             oldest = math.floor(PER_E_FOLD * math.log(max(KEPT * step, 1.0)))
@@ -224,6 +228,7 @@ class LossBins:
         return {
             "bins": [[key, *row] for key, row in sorted(self.bins.items())],
             "rates": [[key, *row] for key, row in sorted(self.rates.items())],
+            "first": list(self.first),
             "last": [self.last_step, self.last_tokens, self.lost],
         }
 
@@ -233,6 +238,8 @@ class LossBins:
         self.bins = {int(key): [float(v) for v in (row[1:5] if earlier else row)] for key, *row in state["bins"]}
         self.rates = {int(key): [float(v) for v in row] for key, *row in state["rates"]}
         self.last_step, self.last_tokens, self.lost = (state["last"][i] for i in (0, 1, -1))
+        first = state.get("first", (0, 0))  # earlier versions have none
+        self.first = float(first[0]), float(first[1])
 
 
 @dataclass(frozen=True)

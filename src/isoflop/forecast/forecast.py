@@ -181,14 +181,18 @@ class Earlier:
 
     def check(self, new: Forecast | NoForecast, now: float) -> Forecast | NoForecast:
         """The answer at step `now`, if earlier ones allow it; they count for four times their own steps."""
-        if isinstance(new, NoForecast):
+        if isinstance(new, Forecast):
+            loss, end = new.loss, new.step
+        elif new.reason is Refusal.TOO_WIDE:  # what is too doubtful to show may still be far from what was forecast
+            loss, end = float(new.details["loss"]), int(new.details["end"])
+        else:
             return new
-        self.state = [row for row in self.state if row[1] == new.step and 4 * row[0] >= now]
-        for step, _, loss, low, high in self.state:
-            if abs(new.loss - loss) > self.FAR * (high - loss if new.loss > loss else loss - low):
-                return NoForecast(Refusal.DRIFTED, {"loss": new.loss, "step": step, "low": low, "high": high})
-        if not self.state or now > 1.2 * self.state[-1][0]:
-            self.state.append([now, new.step, new.loss, new.low, new.high])
+        self.state = [row for row in self.state if row[1] == end and 4 * row[0] >= now]
+        for step, _, before, low, high in self.state:
+            if abs(loss - before) > self.FAR * (high - before if loss > before else before - low):
+                return NoForecast(Refusal.DRIFTED, {"loss": loss, "step": step, "low": low, "high": high})
+        if isinstance(new, Forecast) and (not self.state or now > 1.2 * self.state[-1][0]):
+            self.state.append([now, end, new.loss, new.low, new.high])
         return new
 
 

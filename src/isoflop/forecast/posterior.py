@@ -121,6 +121,13 @@ class CurvePosterior:
         about = np.array([grid.loss, grid.level, self.x_ref])[:, None]
         return Moments(self.alphas, grid.decay, grid.fall, *means, A2.sum(1), C2.sum(0), both, *about)
 
+    def first(self, n: int, road: FeaturesPath, alpha: Normal, amplitude: Normal, gain: Normal) -> CurvePosterior:
+        """That of the first n bins alone, with the precision that all of them gave these."""
+        alphas, decay, before = _curves(alpha, PLACES[::2], road.x(self.steps), kernel_weights(road))
+        steps, loss, w, residuals = (part[:n] for part in (self.steps, self.loss, self.precision, self.residuals))
+        grid = _grid(decay[:, :n], falls(road, KERNELS, steps), loss, w, *_known(amplitude, gain))
+        return CurvePosterior(alphas, _weights(grid, before), grid, self.x_ref, self.noise, steps, loss, w, residuals)
+
 
 def solve(
     road: FeaturesPath,
@@ -141,21 +148,12 @@ def solve(
     x = road.x(steps)
     fall = falls(road, KERNELS, steps)
     belief = kernel_weights(road)
-    # normal priors with the log-normal ones' medians and relative spreads: the curve stays linear
-    height, gains = float(np.exp(amplitude.mean)), np.exp(gain.mean) * kernel_gains()
-    prior = np.column_stack([np.full(len(gains), height), gains])
-    precision = np.column_stack([np.full(len(gains), (height * amplitude.sd) ** -2), (gains * gain.sd) ** -2])
+    prior, precision = _known(amplitude, gain)
     relative = count / np.mean(count)
     floor = FLOOR * max(float(np.mean(np.abs(loss))), 1e-9)
 
-    def curves(places: Array) -> tuple[Array, Array, Array]:
-        alphas = np.exp(alpha.mean + alpha.sd * places)
-        # (x / last)^−α; far outside of their runs the priors hold exponents of thousands for possible
-        decay = np.exp(np.minimum(-alphas[:, None] * np.log(x[None] / x[-1]), STEEPEST))
-        return alphas, decay, -0.5 * places[:, None] ** 2 + belief
-
     places = PLACES[::2]
-    _, coarse, before = curves(places)
+    _, coarse, before = _curves(alpha, places, x, belief)
     huber, sd, believed = np.ones(len(steps)), 20 * floor, precision
     for _ in range(3):
         w = huber / (sd**2 / relative + floor**2)
@@ -168,15 +166,33 @@ def solve(
         # a Student t for the priors of A and C: where the curve contradicts them flatly, they step back
         away = (np.array([A, C]) - prior[best[1]]) ** 2 * precision[best[1]]
         believed = precision * np.minimum(1, (TAIL + 1) / (TAIL + away))
-    w = huber / (sd**2 / relative + floor**2) * _independent(residual * np.sqrt(w))
+    w = huber / (sd**2 / relative + floor**2) * independent(residual * np.sqrt(w))
     # a second, narrow grid in α where the first finds the weight
     first = _weights(_grid(coarse, fall, loss, w, prior, believed), before).sum(1)
     centre = float(first @ places)
     width = max(float(first @ (places - centre) ** 2) ** 0.5, float(PLACES[1] - PLACES[0]))
-    alphas, decay, before = curves(centre + width * PLACES)
+    alphas, decay, before = _curves(alpha, centre + width * PLACES, x, belief)
     grid = _grid(decay, fall, loss, w, prior, believed)
     noise = sd * float(np.mean(count)) ** 0.5
     return CurvePosterior(alphas, _weights(grid, before), grid, float(x[-1]), noise, steps, loss, w, residual)
+
+
+def _curves(alpha: Normal, places: Array, x: Array, belief: Array) -> tuple[Array, Array, Array]:
+    """α at places of its prior, (x / last)^−α of each, and log prior weights of (α, kernel)."""
+    alphas = np.exp(alpha.mean + alpha.sd * places)
+    # far outside of their runs the priors hold exponents of thousands for possible
+    decay = np.exp(np.minimum(-alphas[:, None] * np.log(x[None] / x[-1]), STEEPEST))
+    return alphas, decay, -0.5 * places[:, None] ** 2 + belief
+
+
+def _known(amplitude: Normal, gain: Normal) -> tuple[Array, Array]:
+    """Mean and precision of (A, C) with each kernel, shape (kernels, 2).
+
+    Normal, with the log-normal priors' medians and relative spreads, so that the curve stays linear.
+    """
+    height, gains = float(np.exp(amplitude.mean)), np.exp(gain.mean) * kernel_gains()
+    prior = np.column_stack([np.full(len(gains), height), gains])
+    return prior, np.column_stack([np.full(len(gains), (height * amplitude.sd) ** -2), (gains * gain.sd) ** -2])
 
 
 def _weights(grid: Grid, before: Array) -> Array:
@@ -223,7 +239,7 @@ def _noise(residual: Array, relative: Array, before: float, floor: float) -> tup
     return sd, np.minimum(1.0, HUBER / np.maximum(z, 1e-12))
 
 
-def _independent(residual: Array) -> float:
+def independent(residual: Array) -> float:
     """(1 − ρ)/(1 + ρ) by the lag-one correlation ρ: the share of the bins that count as independent."""
     square = float(residual @ residual)
     if len(residual) < 5 or square == 0:
