@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from isoflop.arrays import Array
 from isoflop.forecast.curve import KERNELS, OFF_PLAN, FeaturesPath, LossBins, LossCurve, falls, path
@@ -65,12 +65,6 @@ WIDEST = 0.025
 """An 80% half-width above this fraction of the loss is no forecast."""
 UNTESTED = 1.5
 """Mixtures of experts, masked models and others that no public curve is of: the priors are this much wider."""
-STRANGE = 3.0
-"""Standard deviations of ln A from its prior, beyond which a loss is in another unit or of another task, and the gain's
-prior says little of it: of 900 looks at public curves, each organisation left out of its priors, two come to it, and
-without the wider prior both of their intervals missed."""
-HALF = 0.5
-"""… and its form may leave out half of the drop still to come: a judgement."""
 SEEN = 0.7
 """Part of the steps so far from which the losses of the rest are predicted, to see whether the form holds."""
 DOUBT = 1.5
@@ -204,8 +198,7 @@ class Fit:
     plan: LrPlan
     now: float  # step
     rate: float  # raw losses per step
-    strange: bool = False  # its height contradicts the priors
-    doubt: float = 1.0  # what intervals are multiplied with, by how badly the form has held so far
+    doubt: float  # what intervals are multiplied with, by how badly the form has held so far
 
 
 class Estimator(LossBins, ABC):
@@ -253,28 +246,28 @@ class Estimator(LossBins, ABC):
         super().load_state_dict(state["bins"])
 
 
-def _variance(seen: Prediction, strange: ArrayLike) -> Array:
+def _variance(seen: Prediction) -> Array:
     """Of the curve at each step: its posterior's, and of what its form leaves out since the first step."""
-    parts = (np.where(strange, HALF, part) for part in DISCREPANCY)
-    left_out = zip(parts, (seen.decay, seen.fall), strict=True)
+    left_out = zip(DISCREPANCY, (seen.decay, seen.fall), strict=True)
     return np.asarray(seen.variance + sum((part * (drop - drop[..., :1])) ** 2 for part, drop in left_out))
 
 
 def _signs(posterior: CurvePosterior, road: FeaturesPath, priors: tuple[Normal, Normal, Normal]) -> Iterator[float]:
     """How badly the form holds, in units that sound runs rarely exceed.
 
-    How far ln α lies off its prior, how residuals hang together, and how far the mean of the last losses lies off what
-    those before them led to expect: the first and the last in standard deviations.
+    How far ln α and ln A lie off their priors, how residuals hang together, and how far the mean of the last losses
+    lies off what those before them led to expect: in standard deviations, but for the residuals.
     """
-    alpha = priors[0]
-    yield abs(float(posterior.weight.sum(1) @ np.log(posterior.alphas)) - alpha.mean) / alpha.sd
+    (alpha, amplitude, _), weight = priors, posterior.weight
+    yield abs(float(weight.sum(1) @ np.log(posterior.alphas)) - alpha.mean) / alpha.sd
+    yield abs(math.log(max(float(np.sum(weight * posterior.grid.A)), 1e-300)) - amplitude.mean) / amplitude.sd
     yield -math.log(independent(posterior.residuals * np.sqrt(posterior.precision)))
     n = int(np.searchsorted(posterior.steps, SEEN * posterior.steps[-1], side="right"))
     if n < FEWEST or len(posterior.steps) - n < 2:
         return
     loss, w = posterior.loss[n:], posterior.precision[n:]
     seen = posterior.first(n, road, *priors).predict(road, posterior.steps[n - 1 :])
-    variance = float(np.average(_variance(seen, False)[1:], weights=w) + 1 / w.sum()) + (FLOOR * loss[-1]) ** 2
+    variance = float(np.average(_variance(seen)[1:], weights=w) + 1 / w.sum()) + (FLOOR * loss[-1]) ** 2
     yield abs(float(np.average(loss - seen.mean[1:], weights=w))) / math.sqrt(variance)
 
 
@@ -320,18 +313,12 @@ class OnlineForecaster(Estimator):
             before = self._priors(plan, road, step, self.priors.before)
             wide = widened(before)
             priors = blended(priors, before, facts_of(solve(road, step, loss, count, *wide), wide))
-        alpha, amplitude, gain = priors
         posterior = solve(road, step, loss, count, *priors)
-        away = math.log(max(float(np.sum(posterior.weight * posterior.grid.A)), 1e-300)) - amplitude.mean
-        if strange := abs(away) > STRANGE * amplitude.sd:
-            gain = Normal(gain.mean + max(away, 0.0), math.hypot(gain.sd, away))
-            posterior = solve(road, step, loss, count, alpha, amplitude, gain)
-        missing = _check_residuals(posterior.residuals, loss) or _check_fall(road.x(step), loss, step, alpha, amplitude)
+        missing = _check_residuals(posterior.residuals, loss) or _check_fall(road.x(step), loss, step, *priors[:2])
         if missing is not None:
             return missing
-        signs = (*_signs(posterior, road, priors), 0.0 if strange else abs(away) / amplitude.sd)
-        doubt = math.hypot(1, *(DOUBT * max(sign - 1, 0.0) for sign in signs))
-        return Fit(posterior, road, plan, now, float(count.sum() / max(now - step[0], 1)), strange, doubt)
+        doubt = math.hypot(1, *(DOUBT * max(sign - 1, 0.0) for sign in _signs(posterior, road, priors)))
+        return Fit(posterior, road, plan, now, float(count.sum() / max(now - step[0], 1)), self._far() * doubt)
 
     def _path(self, plan: LrPlan, warmup: int, steps: Array, rates: Array) -> FeaturesPath:
         """The prepared plan; its past as it was seen, where that differs."""
@@ -366,10 +353,10 @@ class OnlineForecaster(Estimator):
         others = self._beside(fit, step) if seen is None else None
         seen = seen or fit.posterior.predict(fit.road, np.array([fit.now, float(step)]))
         loss, far, basis = float(seen.mean[1]), self._far(), self._basis(fit)
-        variance = float(_variance(seen, fit.strange)[1])
+        variance = float(_variance(seen)[1])
         variance += (FLOOR * loss) ** 2
         variance += fit.posterior.noise**2 / max(READ * step * fit.rate, 1)
-        sd = far * fit.doubt * math.sqrt(variance)
+        sd = fit.doubt * math.sqrt(variance)
         if others is not None:
             loss, sd = others.joined(loss, sd, math.sqrt(float(seen.variance[0]) + (FLOOR * loss) ** 2))
             basis += (f"{others.siblings} finished runs of like schedule and tokens per parameter",)
@@ -405,8 +392,8 @@ class OnlineForecaster(Estimator):
         which = np.array([[i, *range(len(fits), len(at))] for i in range(len(fits))])
         moments = Moments(*map(np.stack, zip(*(fit.posterior.moments for fit in fits), strict=True)))
         seen = moments.predict(road.x(at)[which], falls(road, KERNELS, at)[:, which].swapaxes(0, 1))
-        strange = np.array([[fit.strange] for fit in fits])
-        return seen.mean, self._far() * np.sqrt(_variance(seen, strange) + (CURVE_FLOOR * seen.mean) ** 2)
+        doubt = np.array([[fit.doubt] for fit in fits])
+        return seen.mean, doubt * np.sqrt(_variance(seen) + (CURVE_FLOOR * seen.mean) ** 2)
 
     def _basis(self, fit: Fit) -> tuple[str, ...]:
         basis = [
@@ -420,9 +407,7 @@ class OnlineForecaster(Estimator):
             basis.append(
                 "another optimizer than Adam's family, or no real learning rate: a wider prior of the decay's gain"
             )
-        if fit.strange:
-            basis.append("the curve falls unlike those of the priors: a wider prior of the decay's gain")
-        if fit.doubt >= DOUBTED:
+        if fit.doubt >= DOUBTED * self._far():
             basis.append("the losses so far follow the curve's form badly: a wider interval")
         if self.task.unlike_pretraining and not self.priors.own_runs:
             basis.append(f"wider priors: {self.task.unlike_pretraining}")
