@@ -49,6 +49,7 @@ FIGURES = (
     Figure("misfits", "Ladders on laws that no fit assumes", ("benchmarks/ladder_misfits.py",)),
     Figure("real", "Laws carried to higher budgets", ("benchmarks/ladder_real.py",), "porian_refinedweb.csv"),
     Figure("forecast", "Forecasts, each organisation left out", ("benchmarks/forecast.py",), "curves"),
+    Figure("worlds", "Forecasts of runs that no form assumes", ("benchmarks/forecast_worlds.py",)),
     Figure("live", "Cost of a forecast", ("benchmarks/forecast_live.py",)),
     Figure("advice", "Rules on public curves", ("benchmarks/advice.py", str(DATA / "curves")), "curves"),
     Figure("report", "Report of 100 runs of 100,000 points", ("benchmarks/report.py",)),
