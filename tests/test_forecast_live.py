@@ -103,7 +103,7 @@ def train(
 def log_step(step: int, lr: float, loss: float, busy_time: float = 0.0) -> LogStep:
     """One of a run that logs every step."""
     before, totals = Interval(step - 1), Totals(processed=step * TOKENS)
-    values = {"totals": totals, "loss_sum": loss, "losses": 1, "lr": lr, "busy_time": busy_time}
+    values = {"totals": totals, "loss": loss, "lr": lr, "busy_time": busy_time}
     return LogStep(step=step, updates=step, before=before, **values)
 
 

@@ -106,8 +106,7 @@ def scalars(**changes: Any) -> dict[str, float]:
         "training_time": now.training_time,
         "wall_time": now.training_time / 0.9,
         "before": BEFORE,
-        "loss_sum": loss or 0.0,
-        "losses": int(loss is not None),
+        "loss": loss,
         "parameters": N,
         "devices": 2,
         "peak": 1e6,
@@ -216,7 +215,7 @@ def test_tensorboard_shows_the_headline_in_one_group_and_evaluations_against_com
     sinks = Sinks(RunInfo(say=print, sinks=[sink]))
     scalars = {"isoflop/loss": 2.0, "isoflop/forecast_loss": 1.5, "isoflop/b_crit": 4e5, "isoflop/goodput": 0.9}
     totals = Totals(processed=10, padding=0, loss_tokens=10, flops=10**12, flops_attention=0)
-    step = LogStep(step=10, scalars=scalars, loss_sum=2.0, losses=1, totals=totals)
+    step = LogStep(step=10, scalars=scalars, loss=2.0, totals=totals)
     sinks.log(step)
     sinks.evaluate("val/c4", 2.5, step)
     sinks.close(step, completed=True)

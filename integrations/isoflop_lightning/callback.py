@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from isoflop.flops.step import StepObserver
 from isoflop.guard import UNKNOWN, Guard, declare, hook
-from isoflop.live.monitor import Monitor
+from isoflop.live.monitor import COUNTING, Monitor
 from isoflop.live.options import Options
 from isoflop_lightning.monitored import Monitored, metrics_of
 from isoflop_lightning.split import SplitStep
@@ -59,6 +60,8 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
         """Of the optimizers: `completed` is the trainer's step."""
         self._saving = False
         self._monitored: Monitored | None = None
+        self._watching: list[Any] = []  # what looks at our scalars where an epoch or an evaluation ends
+        self._automatic = True
         self._module_class = ""
         self.guard = Guard()
         self.monitor: Monitor | None = None
@@ -93,6 +96,7 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
         self._step_before = trainer.global_step
         self._progress = progress_of(trainer, pl_module)
         self._monitored = Monitored(trainer, self.guard)
+        self._watching, self._automatic = self._monitored.watching, pl_module.automatic_optimization
         self._split = SplitStep(monitor) if monitor.options.noise_scale == "split" else None
         self.monitor = monitor
         monitor.start()
@@ -105,11 +109,6 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
         if self.monitor is not None:
             self._save_where_stopped(trainer)
             self.monitor.finish()
-
-    @property
-    def _watched(self) -> bool:
-        """Something looks at our scalars where an epoch or an evaluation ends."""
-        return self._monitored is not None and bool(self._monitored.watching)
 
     @hook("Lightning: saving where advice stops", "no checkpoint of the step at which the run was stopped")
     def _save_where_stopped(self, trainer: Any) -> None:
@@ -144,55 +143,53 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
             monitor.leave("checkpoint")
         monitor.batch(batch)
         if self._split is not None and monitor.observer.observation is None:
-            self._begin_split(self._split, pl_module)
+            self._begin_split(self._split, trainer, pl_module)
 
     @hook("splitting the step", "no step is split")
-    def _begin_split(self, split: SplitStep, pl_module: Any) -> None:
-        split.begin(pl_module)
-
-    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
-        """Of a split step, the first half's backward pass; behind no boundary, for it is a part of training."""
-        if self._split is not None:
-            self._split.before_backward(trainer)
+    def _begin_split(self, split: SplitStep, trainer: Any, pl_module: Any) -> None:
+        split.begin(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take the loss; if the optimizer has stepped, the step."""
-        monitor, guard = self.monitor, self.guard
+        monitor, aside = self.monitor, self.guard.aside
         if monitor is None:
             return
-        if _END not in guard.aside:
+        if _END not in aside:
             try:
-                self._end_batch(monitor, trainer, pl_module, outputs)
+                observer = monitor.observer
+                if self._split is not None:
+                    self._split.end(pl_module)
+                if observer.outermost is not None or observer.observation is not None:
+                    self._end_batch(observer)
+                loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+                if not isinstance(loss, torch.Tensor):
+                    self._miss_loss(monitor)
+                elif self._automatic:  # a clone, which Lightning has divided by the number of accumulated batches
+                    monitor.loss(loss, float(trainer.accumulate_grad_batches), True)
+                else:
+                    monitor.loss(loss)
             except Exception as error:
-                guard.failed(_END, error)
-        if _STEP not in guard.aside:
+                self.guard.failed(_END, error)
+        if _STEP not in aside:
             try:
                 advance = self._progress.completed - self._step_before
                 if advance > 0:
                     self._step_before += advance
                     updates = 1 if advance == 1 else -(-advance // max(len(trainer.optimizers), 1))
                     monitor.step(advance=advance, updates=updates)
-                    if self._watched and trainer.is_last_batch:
+                    if self._watching and trainer.is_last_batch:
                         monitor.log()  # the epoch's end looks at our scalars
-                    if monitor.logged_now:
+                    if monitor.logged_at == monitor.steps:
                         self._show(monitor, trainer)
             except Exception as error:
-                guard.failed(_STEP, error)
+                self.guard.failed(_STEP, error)
 
-    def _end_batch(self, monitor: Monitor, trainer: Any, pl_module: Any, outputs: Any) -> None:
-        if self._split is not None:
-            self._split.end(pl_module)
-        observer = monitor.observer
-        if observer.outermost is not None or observer.observation is not None:
-            monitor.end_batch()
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if isinstance(loss, torch.Tensor):
-            if pl_module.automatic_optimization:
-                # a clone, which Lightning has divided by the number of accumulated batches
-                monitor.loss(loss, float(trainer.accumulate_grad_batches), owned=True)
-            else:
-                monitor.loss(loss)
-        elif not pl_module.automatic_optimization:
+    @hook(COUNTING, UNKNOWN)
+    def _end_batch(self, observer: StepObserver) -> None:
+        observer.end_batch()
+
+    def _miss_loss(self, monitor: Monitor) -> None:
+        if not self._automatic:
             monitor.guard.once(
                 "no training loss: training_step returns none, as manual optimization may. Return the loss from "
                 "training_step to have it recorded, forecast and judged"
@@ -211,7 +208,7 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Evaluation is no training time."""
         if self.monitor is not None and not trainer.sanity_checking:
-            if self._watched and self.monitor.steps and not self.monitor.logged_now:
+            if self._watching and self.monitor.steps and self.monitor.logged_at != self.monitor.steps:
                 self.monitor.log()  # the evaluation's end looks at our scalars
                 self._show(self.monitor, trainer)
             self.monitor.enter("evaluation")

@@ -41,7 +41,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
     """
 
     def __init__(self, restored: dict[str, Any] | None = None, **options: Unpack[OptionsDict]) -> None:
-        Options.of(**options)  # a wrong option is told here, before training
+        self._own_interval = Options.of(**options).log_every is not None  # a wrong option is told here, before training
         self.options = options
         self.restored = restored
         """State from a checkpoint, until training begins; the Trainer sets it when it re-creates callbacks."""
@@ -81,11 +81,11 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
                 monitor.load_state_dict(restored)
             monitor.expect(state.global_step)
         self.restored = None
+        self.monitor = monitor
         # by methods that are kept weakly: a class that knows its listeners must not keep an abandoned run alive
-        self._unwatch = watch(model, self._forward, self._look_at_loss, monitor.observer.evaluates)
+        self._unwatch = watch(model, monitor.forward, self._look_at_loss, monitor.observer.evaluates)
         finalize(self, self._unwatch)
         self._unended = finalize(self, _interrupt, monitor, os.getpid())  # as late as at the process's end
-        self.monitor = monitor
         trainer = find_trainer()
         if trainer is not None:
             self._go_before_reporters(trainer.callback_handler)
@@ -133,18 +133,16 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
 
     # -- a training step -----------------------------------------------------------------------------------------
 
-    def _forward(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.monitor is not None and _STEP not in self.guard.aside:
-            self.monitor.forward(model, args, kwargs)
-
     def _look_at_loss(self, output: Any) -> None:
         if self.monitor is None or _OUTPUT in self.guard.aside:
             return
         try:
             loss = output.get("loss") if isinstance(output, dict) else None
             if isinstance(loss, torch.Tensor):
-                # The Trainer logs a NaN loss as 0 (logging_nan_inf_filter); it is believed unless these say NaN
-                self.monitor.loss(loss if loss.dim() == 0 else loss.detach().mean())
+                # The Trainer logs a NaN loss as 0 (logging_nan_inf_filter); it is believed unless these say NaN. On the
+                # CPU they wait to be read: the Trainer has the mean, and here nobody looks for more than a NaN
+                loss = loss if loss.dim() == 0 else loss.detach().mean()
+                self.monitor.observer.tally.add_loss(loss.data if loss.is_cpu else loss, 1.0, loss.is_cpu)
         except Exception as error:
             self.guard.failed(_OUTPUT, error)
 
@@ -159,12 +157,12 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         if _STEP not in self.guard.aside:
             try:
                 monitor.step()
-                every = None if monitor.options.log_every is None else monitor.log_every
-                if every is not None and state.global_step % every == 0:
+                if self._own_interval and state.global_step % monitor.log_every == 0:
                     control.should_log = True
                 elif state.global_step >= state.max_steps and not control.should_log:
                     control.should_log = not self._log_the_end(args, monitor)
             except Exception as error:
+                self._unwatch()
                 self.guard.failed(_STEP, error)
         if control.should_save or control.should_evaluate:
             self._what_follows(monitor, control)

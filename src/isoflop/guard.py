@@ -104,10 +104,6 @@ class Guard:
         except Exception as error:  # the boundary: whatever it is, it must not reach training
             self.failed(boundary, error)
 
-    def open(self, boundary: str) -> bool:
-        """True unless the part has failed."""
-        return boundary not in self.aside
-
     @property
     def counts(self) -> bool:
         """True unless something has failed without which tokens and FLOPs are unknown."""

@@ -109,7 +109,15 @@ def metas(value: Any, device: str = "meta") -> Any:
     return tree_map(leaf, value)
 
 
-_OF_DOCUMENTS = ("cu_seq", "cum_seq", "max_length", "max_seqlen", "max_seq_len")
+class _Bounds(dict[Any, bool]):
+    """Names of arguments → whether they are bounds of documents in a packed row."""
+
+    def __missing__(self, name: Any) -> bool:
+        found = str(name).startswith(("cu_seq", "cum_seq", "max_length", "max_seqlen", "max_seq_len"))
+        return self.setdefault(name, found) if len(self) < 1000 else found
+
+
+_BOUNDS = _Bounds()
 
 
 def signature(value: Any, top: bool = True) -> Signature:
@@ -133,7 +141,7 @@ def signature(value: Any, top: bool = True) -> Signature:
             return tuple(parts)
     elif type(value) is dict or isinstance(value, Mapping):
         for key, item in value.items():
-            if item is not None and not str(key).startswith(_OF_DOCUMENTS):
+            if item is not None and not _BOUNDS[key]:
                 parts.append((key, item.shape if isinstance(item, torch.Tensor) else _item(item, top)))
         return tuple(parts)
     return (type(value).__name__,)
@@ -167,7 +175,8 @@ def watch(
     come around a call in evaluation mode without gradients. Methods are kept weakly: a class that knows its listeners
     must not keep what they belong to alive. Returns the function that ends it.
     """
-    return listen([module], _heard(module, _weakly(before), _weakly(after), _weakly(evaluating)))
+    ended = None if after is None else _weakly(after)
+    return listen([module], _heard(module, _weakly(before), ended, _weakly(evaluating)))
 
 
 def _weakly(listener: Any) -> Callable[[], Any]:
@@ -175,7 +184,7 @@ def _weakly(listener: Any) -> Callable[[], Any]:
 
 
 def _heard(
-    module: nn.Module, before: Callable[[], Any], after: Callable[[], Any], evaluating: Callable[[], Any]
+    module: nn.Module, before: Callable[[], Any], after: Callable[[], Any] | None, evaluating: Callable[[], Any]
 ) -> Heard:
     def heard(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ended | None:
         listener = before() if called.training else evaluating()
@@ -185,8 +194,7 @@ def _heard(
             return None
         if called.training:
             listener(module, args, kwargs)
-            ended: Ended | None = after()
-            return ended
+            return None if after is None else after()
         listener(True)
         return lambda output: listener(False)
 

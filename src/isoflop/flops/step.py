@@ -24,15 +24,16 @@ from isoflop.flops.calls import (
 from isoflop.flops.clock import Clock
 from isoflop.flops.cost import MAX_KNOWN, first_matrix
 from isoflop.flops.costing import Costing, joined
-from isoflop.flops.counter import NOTHING, FlopCount
+from isoflop.flops.counter import FlopCount
 from isoflop.flops.observe import COMPILED, Observation
 from isoflop.flops.parameters import Gradients, UseTracer, has_shape, unwrap
 from isoflop.flops.tokens import (
+    Copied,
     Places,
     Sequences,
     TokenCount,
     TokensFn,
-    copies_at,
+    copy_at,
     copy_sequences,
     count_sequences,
     join_sequences,
@@ -51,11 +52,12 @@ PATIENCE = 8
 
 @dataclass(slots=True)
 class Counted:
-    """A (micro-)batch: its signature and tokens, or what these are to be counted from."""
+    """A (micro-)batch: its signature and tokens, or what these are to be counted from; `known` where FLOPs are."""
 
     key: Signature
     tokens: TokenCount | None
-    sequences: list[Sequences] | None = None
+    sequences: list[Sequences] | Copied | None = None
+    known: Known | None = None
 
 
 @dataclass(slots=True)
@@ -66,7 +68,7 @@ class Known:
         flops: of one.
         tokens: of one, where all have as many; None: they differ.
         batch: one of them, for `Counted`.
-        places: where a call has its tokens, masks and labels; none: not in arguments of its own; None: not looked yet.
+        places: where a call has its mask and labels; (): not in arguments of their own; None: not looked yet.
         times: how many came since the last log step.
         waiting: masks and labels of those whose tokens are still to be counted: some µs each, all at once next to
             nothing.
@@ -75,9 +77,9 @@ class Known:
     flops: FlopCount
     tokens: TokenCount | None
     batch: Counted
-    places: list[Places] | None = None
+    places: Places | tuple[()] | None = None
     times: int = 0
-    waiting: list[list[Sequences]] = field(default_factory=list)
+    waiting: list[list[Sequences] | Copied] = field(default_factory=list)
 
 
 class StepObserver:
@@ -127,8 +129,11 @@ class StepObserver:
         self._calls: list[Call] = []  # that the step under way makes, where its FLOPs are not known
         self._problem: str | None = None
         self._looked = self._traced = False
+        self.batches = 0
+        """Micro-batches of the last step."""
         self._steps = 0  # whose optimizer's FLOPs are still to be added
         self._begun, self._check = 1, (1, 2)  # parts of the run that may be observed from their beginning on
+        self._calm = 0  # before which of them nothing but new signatures is looked at
         self._in_vain = 0
         self._gradients = Gradients(self.model)
 
@@ -137,15 +142,21 @@ class StepObserver:
     def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A micro-batch that goes straight into the model, as its forward call shows it."""
         key = (signature(args) if args else (), signature(kwargs)) if kwargs else signature(args)
+        known = self._alike.get(key)
+        if known is not None and self.observation is None and len(self._pending) < MAX_PENDING:
+            if known.tokens is not None:
+                self._pending.append(known.batch)
+                return
+            if known.places and len(self._pending) < MAX_WAITING:
+                self._pending.append(Counted(key, None, copy_at(known.places, kwargs), known))
+                return
+        self._look_at_call(key, known, module, args, kwargs)
+
+    def _look_at_call(
+        self, key: Signature, known: Known | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         if self.observation is not None:
             self.observation.forward(key)
-        known = self._alike.get(key)
-        if known is not None and known.tokens is not None and len(self._pending) < MAX_PENDING:
-            self._pending.append(known.batch)
-            return
-        if known is not None and known.places and len(self._pending) < MAX_WAITING:
-            self._pending.append(Counted(key, None, copies_at(known.places, kwargs)))
-            return
         batch = self._tokens.named(module, args, kwargs)
         self._enter(key, batch)
         if known is not None and known.places is None and self._pending[-1].sequences is not None:
@@ -164,16 +175,18 @@ class StepObserver:
 
     def batch(self, batch: Any) -> None:
         """A micro-batch goes into a trainer's step, which `end_batch` ends."""
-        key, costing = signature(batch), self.costing
-        self._by_batch = True
-        wanted, check = False, self._begun >= self._check[1] or bool(costing.waiting or costing.varying)
+        key = signature(batch)
         known = self._alike.get(key)
-        busy = check or self._by_calls or self.observation is not None or len(self._pending) >= MAX_PENDING
-        if known is not None and known.tokens is not None and not busy:  # as most are
-            self._pending.append(known.batch)
+        if known is not None and known.tokens is not None and self._begun < self._calm:  # as most are
             self._begun += 1
-            return
-        if key not in self._alike:
+            self._pending.append(known.batch)
+        else:
+            self._look_at_batch(key, known, batch)
+
+    def _look_at_batch(self, key: Signature, known: Known | None, batch: Any) -> None:
+        costing, self._by_batch, self._calm = self.costing, True, 0
+        wanted, check = False, self._begun >= self._check[1] or bool(costing.waiting or costing.varying)
+        if known is None:
             self._by_calls = self._by_calls or (is_opaque(key) and first_matrix(key) is None)
             wanted = costing.wants([key])
         new = self.model is not None and (self._by_calls or self._tokens.is_new(key))
@@ -190,22 +203,20 @@ class StepObserver:
     def end_batch(self) -> None:
         """The trainer's step is over."""
         outermost, self.outermost = self.outermost, None
-        if outermost is None and self.observation is None:
-            return
-        if not self._pending:  # the batch was not seen: what sees it has stepped aside
-            if outermost is not None:
-                outermost.stop()
+        if outermost is not None:
+            outermost.stop()
+        # without a batch what sees it has stepped aside
+        if not self._pending or (outermost is None and self.observation is None):
             return
         last = self._pending[-1]
         keys = [last.key]
         if outermost is not None:
-            outermost.stop()
             if self._tokens.hears:
-                self._pending[-1] = last = replace(last, tokens=self._tokens.end(last.key), sequences=None)
+                self._pending[-1] = last = Counted(last.key, self._tokens.end(last.key))
             self._problem = self._problem or outermost.problem
             if self._by_calls:
                 keys = [call.key for call in self._calls]
-                self._pending[-1] = last = replace(last, key=joined(keys))
+                self._pending[-1] = last = replace(last, key=joined(keys), known=None)
         self._end_observation(keys)
         if outermost is not None and self.costing.blocked is not None:
             self.costing.learn_calls(last.key, self._calls, self._problem)
@@ -247,9 +258,9 @@ class StepObserver:
             return
         found = [] if known is None or len(self._pending) >= MAX_WAITING else self._tokens.find(batch, key)
         if 0 < sum(each.processed for each in found) <= MAX_COPIED:
-            self._pending.append(Counted(key, None, copy_sequences(found)))
+            self._pending.append(Counted(key, None, copy_sequences(found), known))
         else:
-            self._pending.append(Counted(key, self._tokens.count(batch, key)))
+            self._pending.append(Counted(key, self._tokens.count(batch, key), None, known))
 
     def count_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TokenCount | None:
         """Tokens of a forward call, which is not added."""
@@ -319,7 +330,7 @@ class StepObserver:
         if observation is None:
             return
         observation.stop()
-        self.observation = None
+        self.observation, self._calm = None, 0
         if observation.problem is not None:
             self.costing.observed += 1
             self.costing.problem = observation.problem
@@ -348,7 +359,7 @@ class StepObserver:
         )
         self.costing.note_change("steps of one batch shape differed: by the calls of each step")
         keys = [call.key for call in self._calls]
-        self._pending[-1] = replace(self._pending[-1], key=joined(keys))
+        self._pending[-1] = replace(self._pending[-1], key=joined(keys), known=None)
         self._forget_alike()
         return keys
 
@@ -373,8 +384,12 @@ class StepObserver:
 
     # -- after it ----------------------------------------------------------------------------------------------
 
-    def settle(self, tokens: int | TokenCount | None = None) -> None:
-        """Count what is pending, after an optimizer step; `tokens` goes before what the batches showed."""
+    def settle(self, tokens: int | TokenCount | None = None) -> bool:
+        """Count what is pending, after an optimizer step; `tokens` goes before what the batches showed.
+
+        Returns:
+            True if the step had as many micro-batches as the one before, and nothing is being or to be observed.
+        """
         if self.observation is not None and not self._by_batch:
             self._end_observation()
         for each, wanted in self._gradients.ends:
@@ -382,59 +397,73 @@ class StepObserver:
             if parameter is not None and parameter.requires_grad is not wanted:
                 self.look_for_frozen_layers()
                 break
-        for counted in self._pending:
-            known = self._alike.get(counted.key)
-            if known is None or self._by_parts:
-                if counted.sequences is not None:
-                    counted.tokens, counted.sequences = count_sequences(counted.sequences), None
-                self._add(counted, count_tokens=tokens is None)
-            elif tokens is not None:
-                self.tally.add_flops(known.flops)
-            else:
+        pending = self._pending
+        if tokens is not None or self._by_parts or not pending:
+            self._settle_otherwise(tokens)
+        else:
+            for counted in pending:
+                known = counted.known
+                if known is None:
+                    self._settle_new(counted)
+                    continue
                 known.times += 1  # added up when the tally is drained
                 if counted.sequences is not None:
                     known.waiting.append(counted.sequences)
                     self._waiting += 1
+                    if self._waiting >= MAX_WAITING:
+                        self._add_alike()
                 elif known.tokens is None:
                     self.tally.add_tokens(counted.tokens)
-        if self._waiting >= MAX_WAITING:
-            self._add_alike()
-        if tokens is not None or not self._pending:
-            self._settle_given(tokens)
-        elif self._by_parts:
-            self._add_parts()
-        self.costing.seen += len(self._pending) or 1
+        before, self.batches = self.batches, len(pending)
+        self.costing.seen += self.batches or 1
         self._steps += 1
-        self._pending.clear()
+        pending.clear()
         if not self._by_batch:
             self._begun += 1
-            self.due = self._begun >= self._check[1] or bool(self.costing.waiting or self.costing.varying)
+        if self._begun >= self._calm:
+            self._look_ahead()
+        return self.batches == before and self.observation is None and not self.due
 
-    def _add(self, counted: Counted, count_tokens: bool) -> None:
-        flops: FlopCount | None = NOTHING
-        if not self._by_parts:  # which the FLOPs are added by
-            flops = self.costing.flops(counted.key, _processed(counted.tokens))
+    def _look_ahead(self) -> None:
+        """How far the run may go on before anything but a new signature is looked at."""
+        more = bool(self.costing.waiting or self.costing.varying)
+        self.due = not self._by_batch and (more or self._begun >= self._check[1])
+        self._calm = 0 if more or self._by_calls else min(self._check[1], self._begun + MAX_PENDING)
+
+    def _settle_new(self, counted: Counted, count_tokens: bool = True) -> None:
+        """Of a signature that was not known as it came, or counted otherwise."""
+        known, self._calm = counted.known or self._alike.get(counted.key), 0
+        if counted.sequences is not None:
+            counted.tokens, counted.sequences = count_sequences(join_sequences([counted.sequences])), None
+        if known is not None and not self._by_parts:
+            self.tally.add_flops(known.flops)
+        elif not self._by_parts:
+            flops = self.costing.flops(counted.key, getattr(counted.tokens, "processed", None))
             self._keep_if_alike(counted.key, counted.tokens, flops)
-        self.tally.add_flops(flops)
+            self.tally.add_flops(flops)
         if count_tokens:
             self.tally.add_tokens(counted.tokens)
 
-    def _add_parts(self) -> None:
-        known = [counted.tokens.processed for counted in self._pending if counted.tokens is not None]
-        parts = self.costing.cut([counted.key for counted in self._pending])
-        share = sum(known) // len(parts) if len(known) == len(self._pending) else None
-        for key in parts:
-            self.tally.add_flops(self.costing.flops(key, share))
-
-    def _settle_given(self, tokens: int | TokenCount | None) -> None:
+    def _settle_otherwise(self, tokens: int | TokenCount | None) -> None:
+        """A step whose tokens are given, or which is priced by parts, or of which no batch was seen."""
+        pending, self._calm = self._pending, 0
+        for counted in pending:
+            self._settle_new(counted, count_tokens=tokens is None)
+        if self._by_parts and pending:
+            known = [counted.tokens.processed for counted in pending if counted.tokens is not None]
+            parts = self.costing.cut([counted.key for counted in pending])
+            share = sum(known) // len(parts) if len(known) == len(pending) else None
+            for key in parts:
+                self.tally.add_flops(self.costing.flops(key, share))
+        if tokens is None and pending:
+            return
         given = tokens if tokens is None or isinstance(tokens, TokenCount) else TokenCount(int(tokens))
         if given is not None and given.processed < 0:
             self._say("step(tokens=…) expects a number from 0, got one below; tokens stay unknown")
             given = None
-        if self._pending:
-            self.tally.add_tokens(given)
-        else:
-            self.tally.add(given, self.costing.flops((), _processed(given)))
+        self.tally.add_tokens(given)
+        if not pending:
+            self.tally.add_flops(self.costing.flops((), getattr(given, "processed", None)))
         if given is None:
             self._say("no tokens were seen: the model given to the Monitor was not called; pass step(tokens=…)")
 
@@ -444,11 +473,14 @@ class StepObserver:
             return
         alike = count is not None and not self._tokens.given and isinstance(count.padding, int)
         alike = alike and count is not None and not isinstance(count.loss_tokens, torch.Tensor)
-        self._alike[key] = Known(flops, count if alike else None, Counted(key, count))
+        batch = Counted(key, count)
+        batch.known = self._alike[key] = Known(flops, count if alike else None, batch)
 
     def _forget_alike(self) -> None:
         self._add_alike()
         self._alike.clear()
+        for counted in self._pending:
+            counted.known = None
 
     def _add_alike(self) -> None:
         for known in self._alike.values():
@@ -466,6 +498,8 @@ class StepObserver:
     def drain(self) -> tuple[Totals, float, int]:
         """`Tally.drain`, with the batches that were alike and the optimizer's part of the steps."""
         self._add_alike()
+        if self._gradients.changed():
+            self._forget_prices()
         if self.costing.optimizer.model:
             self.tally.add_flops(self.costing.optimizer, self._steps)
         self._steps = 0
@@ -479,9 +513,8 @@ class StepObserver:
     def look_for_frozen_layers(self, anew: bool = False) -> None:
         """Count anew if layers were frozen or thawed; `anew`: go through the model, not what it had the last time."""
         if self._gradients.changed(anew):
-            self.costing.forget()
-            self._forget_alike()
+            self._forget_prices()
 
-
-def _processed(count: TokenCount | None) -> int | None:
-    return None if count is None else count.processed
+    def _forget_prices(self) -> None:
+        self.costing.forget()
+        self._forget_alike()

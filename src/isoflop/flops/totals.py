@@ -168,7 +168,10 @@ class Tally:
             return
         processed, padding, loss_tokens = count
         self._counts[0] += processed * times
-        self._padding.add(padding, times, owned=True)
+        if type(padding) is int:
+            self._padding.number += padding * times
+        else:
+            self._padding.add(padding, times, owned=True)
         if loss_tokens is None:
             self._counts[_WITHOUT_LABELS] += times * batches
         else:
@@ -179,7 +182,7 @@ class Tally:
         total = self._loss_sum
         if type(loss) is torch.Tensor and owned and len(total.waiting) < MAX_WAITING:
             total.waiting.append((loss, scale))
-        elif type(loss) is torch.Tensor and loss.is_cpu and not owned:  # nothing waits for the host
+        elif type(loss) is torch.Tensor and loss.is_cpu:  # nothing waits for the host
             total.number += float(loss.item()) * scale
         elif isinstance(loss, torch.Tensor):
             placements = getattr(loss, "placements", None)

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from isoflop.advice import (
@@ -44,7 +45,6 @@ from isoflop.live.options import Options
 from isoflop.live.run_info import RunInfo
 from isoflop.live.sinks import frontier_points
 from isoflop.live.task import look_again
-from isoflop.live.weights import WeightWatch
 from isoflop.record.reader import read_runs
 from isoflop.record.task import Task, family_of
 
@@ -148,7 +148,10 @@ class AdvicePart(Part):
         if self._until is not None and run.total_steps != self._until:  # resumed with another plan
             self._judge.replanned()
         self._until = run.total_steps
-        new = self._judge.start(run) if self._plan_changed(run.planned_tokens) else []
+        planned, before, new = run.planned_tokens, self._judged, []
+        # a batch that grows, or a plan made longer, asks for another judgement of the size
+        if before is None or (planned and not (before[0] and 1 / ANOTHER_PLAN < planned / before[0] < ANOTHER_PLAN)):
+            self._judged, new = (planned,), self._judge.start(run)
         ladder = None if step.ladder is None else partial(_by_ladder, step)
         new += self._judge.look(run, step.forecaster, ladder, dear)
         if dear and not first:  # the first judgement pays for imports
@@ -260,18 +263,9 @@ class AdvicePart(Part):
             evaluations=self._evaluations,
         )
 
-    def _plan_changed(self, tokens: float | None) -> bool:
-        """A batch that grows, or a plan made longer, asks for another judgement of the size."""
-        if self._judged is not None:
-            (before,) = self._judged
-            if tokens is None or (before is not None and 1 / ANOTHER_PLAN < tokens / before < ANOTHER_PLAN):
-                return False
-        self._judged = (tokens,)
-        return True
-
     def _read_history(self, loss: str, run_id: str | None) -> None:
         paths = self._options.history_paths
-        if not paths or not self._guard.open(HISTORY):
+        if not paths or HISTORY in self._guard.aside:
             return
         with self._guard.part(HISTORY):
             self.own = learn_from(
@@ -318,7 +312,7 @@ class AdvicePart(Part):
         action = self._options.on_advice
         if callable(action):
             stop = False
-            if self._guard.open(CALLBACK):
+            if CALLBACK not in self._guard.aside:
                 with self._guard.part(CALLBACK):
                     stop = bool(action(advice) == "stop")
             return stop
@@ -381,3 +375,62 @@ def _by_ladder(step: LogStep, at: int) -> Forecast | NoForecast | None:
     if step.ladder is None or plan is None or curve is None or not curve.N or not curve.batch_tokens:
         return None
     return step.ladder.forecast(plan, N=curve.N, batch_tokens=curve.batch_tokens, step=at)
+
+
+# -- whether training changes any weight -------------------------------------------------------------------------------
+
+TENSORS, ELEMENTS = 32, 4096
+"""Whose values are compared, and of each the first ones."""
+
+
+class WeightWatch:
+    """Whether any weight that trains has changed between log steps.
+
+    In-place writes count up a tensor's version, which costs nothing to read. Where no version has moved the values are
+    compared as well, for kernels of others write past it: then nothing can be seen, and nothing is concluded.
+
+    Args:
+        model: that is trained, wrapped or not; None: nothing is seen.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self._model = model
+        self._watched: list[nn.Parameter] = []
+        self._versions: list[int] = []
+        self._moves = 0  # the one whose version has moved
+        self._since: int | None = None
+        self._values: list[torch.Tensor] = []
+
+    def unchanged_since(self, step: int) -> int | None:
+        """Step since which no weight has changed; None: some has, or it can't be seen. On one rank, without a sum."""
+        moves = self._moves
+        if moves < len(self._watched) and self._watched[moves]._version != self._versions[moves]:
+            self._versions[moves] = self._watched[moves]._version
+            self._since = None
+            return None
+        return None if self._model is None else attempt(self._compare, self._model, step)
+
+    def _compare(self, model: nn.Module, step: int) -> int | None:
+        watched = [each for each in model.parameters() if each.requires_grad]
+        versions = [each._version for each in watched]
+        same = len(watched) == len(self._watched) and all(map(lambda a, b: a is b, watched, self._watched))
+        before, self._watched, self._versions = self._versions, watched, versions
+        moved = [i for i, version in enumerate(versions) if not same or version != before[i]]
+        if moved or not watched:
+            self._moves, self._since = next(iter(moved), 0), None
+            return None
+        values = _values(watched)
+        if self._since is None:
+            self._since, self._values = step, values
+            return None
+        if not all(map(torch.equal, values, self._values)):
+            self._model = None  # written past the version
+            self._since = None
+        return self._since
+
+
+def _values(parameters: list[nn.Parameter]) -> list[torch.Tensor]:
+    """Some of this rank's values."""
+    some = parameters[:: -(-len(parameters) // TENSORS)]
+    shards = (each.to_local() if hasattr(each, "to_local") else each for each in some)
+    return [shard.detach().reshape(-1)[:ELEMENTS].clone() for shard in shards]

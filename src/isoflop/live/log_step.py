@@ -44,6 +44,7 @@ class LogStep:
         step: optimizer steps done, as the trainer counts them.
         updates: of the weights, of which one is several steps where several optimizers step together.
         loss_sum, losses: sum and number of the training losses since the last log step, over all ranks; nats.
+        loss: their mean, nats per token.
         before: the last log step.
         totals: tokens and FLOPs since the run began, over all ranks.
         summed: they hold all up to this step; False: up to the last log step, or other ranks' are still to come.
@@ -69,6 +70,7 @@ class LogStep:
     updates: int = 0
     loss_sum: float = 0.0
     losses: int = 0
+    loss: float | None = None
     before: Interval = field(default_factory=Interval)
     totals: Totals = field(default_factory=Totals)
     summed: bool = True
@@ -89,11 +91,6 @@ class LogStep:
     forecast: Forecast | NoForecast | None = None
     advice: tuple[Advice, ...] = ()
     stop: bool = False
-
-    @property
-    def loss(self) -> float | None:
-        """Mean training loss since the last log step, nats per token."""
-        return self.loss_sum / self.losses if self.losses else None
 
 
 class Part:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from isoflop.flops.device import NO_PEAK, Device, model_device
 from isoflop.flops.step import StepObserver
 from isoflop.flops.tokens import TokenCount
 from isoflop.flops.totals import Loss, Totals, as_float, ddp_around, ends_apart, rank, world_size
-from isoflop.guard import UNKNOWN, declare, hook, pass_on
+from isoflop.guard import UNKNOWN, attempt, declare, hook
 from isoflop.live.advice import AdvicePart
 from isoflop.live.forecast import ForecastPart
 from isoflop.live.header import describe_counting, run_header
@@ -31,7 +30,7 @@ from isoflop.live.log_step import Interval, LogStep, Part
 from isoflop.live.noise import Noise
 from isoflop.live.options import Options
 from isoflop.live.plain_loop import PlainLoop
-from isoflop.live.ranks import UNCOUNTED, Ranks, Settings
+from isoflop.live.ranks import APART, UNCOUNTED, Ranks, Settings
 from isoflop.live.recorder import NOT_COUNTED, Recorder
 from isoflop.live.run_info import RunInfo
 from isoflop.live.scalars import Scalars
@@ -103,28 +102,22 @@ class Monitor(PlainLoop, Display):
         self._clock = Clock()
         self._device: Device | None = None
         self._lr: Any = None
+        self._group: dict[str, Any] = {"lr": None}  # the optimizer's first, which has it
         self._started = self._finished = self._opened = False
         self._attempt_began_at = 0
         self._uncounted = False  # steps of this run that nothing was counted of
         self._loss = (0.0, 0)  # sum and number of losses since the last log step, over all ranks
         self._logged = Interval()
-        self._logged_at = 0  # the last log step, whether or not logging has worked
+        self.logged_at = 0  # the last log step, whether or not logging has worked
         self._latest = LogStep(step=0)  # what came of it
-        self._ways: Any = None  # by which FLOPs are counted …
-        self._counting: dict[str, Any] = {}  # … as the record has them
-        common = self.log_every, self.run.total_steps, self.options.noise_scale, self.options.on_advice != "warn"
-        self._ranks = Ranks(self.guard, Settings(*common))
+        self._counting: tuple[Any, dict[str, Any]] = None, {}  # ways by which FLOPs are counted, as the record has them
+        settings = self.log_every, self.run.total_steps, self.options.noise_scale, self.options.on_advice != "warn"
+        self._ranks = Ranks(self.guard, Settings(*settings))
         self._apart = self._asks_to_stop = False  # ranks make different numbers of steps; this rank's advice
         self._handled = id(sys.exc_info()[1])  # of an error in whose handling all of the training runs
-        observer = partial(
-            StepObserver,
-            say=self.guard.once,
-            tokens_fn=self.options.tokens_fn,
-            flops_per_token=self.options.flops_per_token,
-            num_params=self.options.num_params,
-            whole=self.run.data_parallel in (None, world_size()),
-            clock=self._clock,
-        )
+        given = {name: getattr(self.options, name) for name in ("tokens_fn", "flops_per_token", "num_params")}
+        whole = self.run.data_parallel in (None, world_size())
+        observer: Any = partial(StepObserver, say=self.guard.once, whole=whole, clock=self._clock, **given)
         try:
             self.observer = observer(model)
         except Exception as error:  # of a model whose own attributes raise
@@ -135,7 +128,7 @@ class Monitor(PlainLoop, Display):
         if run is None and model is not None:
             self._unwatch = watch(model, self.forward, evaluating=self.observer.evaluates)
             finalize(self, self._unwatch)
-        self.guard.on_failure = WeakMethod(self.observer.end_observing)
+        self.guard.on_failure = WeakMethod(self._on_failure)
         finalize(self, self.observer.end_observing)
         self._make_parts(plain=run is None)
 
@@ -167,40 +160,36 @@ class Monitor(PlainLoop, Display):
             self._clock.start()
 
     def batch(self, batch: Any) -> None:
-        """A micro-batch goes into a trainer's step, which `end_batch` ends."""
-        guard, noise = self.guard, self.noise
-        if COUNTING in guard.aside:
-            return
+        """A micro-batch goes into a trainer's step, at whose end the observer's `end_batch` is called."""
         try:
-            self._begin()
-            noise.micro_batches += 1
-            if noise.armed:
-                noise.begin(self.observer.count(batch))
+            if self._quiet:
+                self._lr = self._group["lr"]
+            elif COUNTING in self.guard.aside:
+                return
+            else:
+                self._begin()
+                if self.noise.armed:
+                    self.noise.begin(self.observer.count(batch))
             self.observer.batch(batch)  # last, for it begins to observe what the step computes
         except Exception as error:
-            guard.failed(COUNTING, error)
-
-    @hook(COUNTING, UNKNOWN)
-    def end_batch(self) -> None:
-        """… and is over; needed only where the observer is at work."""
-        self.observer.end_batch()
+            self.guard.failed(COUNTING, error)
 
     def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A micro-batch that is the model's own forward call."""
-        guard, noise = self.guard, self.noise
-        if COUNTING in guard.aside:
-            return
         try:
-            self._begin()
-            self.observer.forward(module, args, kwargs)
-            if not self._marked:
-                noise.micro_batches += 1
-                if noise.armed:
+            if self._quiet:
+                self._lr = self._group["lr"]
+                self.observer.forward(module, args, kwargs)
+            elif COUNTING not in self.guard.aside:
+                self._begin()
+                self.observer.forward(module, args, kwargs)
+                self.noise.marked -= self._marked
+                if self.noise.armed and not self._marked:
                     # Hugging Face's Trainer gives the step's number of labels where the loss is a mean over them
                     count = self.observer.count_call(module, args, kwargs)
-                    noise.begin(count, "num_items_in_batch" in kwargs or None)
+                    self.noise.begin(count, "num_items_in_batch" in kwargs or None)
         except Exception as error:
-            guard.failed(COUNTING, error)
+            self.guard.failed(COUNTING, error)
 
     def _begin(self) -> None:
         """Before a micro-batch: the device, once, and the learning rate that its step will use."""
@@ -208,12 +197,16 @@ class Monitor(PlainLoop, Display):
             self.start()
             self._see_device()
             self._ddp = ddp_around(self._model)
-        try:
-            groups = getattr(self.run.optimizer, "param_groups", None)
-            if groups:  # now, for after the step it may be the next one's
-                self._lr = groups[0].get("lr")
-        except Exception as error:  # of an optimizer of the user's own making; counting goes on
-            pass_on(error)
+        groups = attempt(getattr, self.run.optimizer, "param_groups", None)  # an optimizer of the user's own making
+        group = self._group if self.run.optimizer is None else next(iter(groups or ()), None)
+        if known := isinstance(group, dict) and "lr" in group:
+            self._group, self._lr = group, group["lr"]  # now, for after the step it may be the next one's
+        self._quiet = known and self._device is not None and not (self.noise.armed or self._marked)
+
+    def _on_failure(self) -> None:
+        """Something steps aside: this step is no longer observed."""
+        self._quiet, self._until = False, 0
+        self.observer.end_observing()
 
     def loss(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
         """One loss to average over the interval, a number or a 0-dim tensor, not read before the next log step.
@@ -240,16 +233,25 @@ class Monitor(PlainLoop, Display):
             advance: by how much the trainer's step counter grew, where several optimizers stepped.
             updates: how often the weights were updated: once, where each of them stepped once.
         """
-        if not self._started:
-            self.start()
         if loss is not None:
             self.loss(loss)
-        guard, observer = self.guard, self.observer
-        if COUNTING not in guard.aside and SETTLING not in guard.aside:
+        alike, aside = False, self.guard.aside
+        if not aside or (COUNTING not in aside and SETTLING not in aside):
             try:
-                observer.settle(tokens)
+                alike = self.observer.settle(tokens)
             except Exception as error:  # the boundary: whatever it is, it must not reach training
-                guard.failed(SETTLING, error)
+                self.guard.failed(SETTLING, error)
+        if alike and self.steps + advance < self._until:
+            self.steps += advance
+            self.updates += updates
+        else:
+            self._look_at_step(tokens, advance, updates)
+
+    def _look_at_step(self, tokens: int | TokenCount | None, advance: int, updates: int) -> None:
+        """A step that is logged, measured or observed, or unlike the one before; and how far the next such one is."""
+        run, noise, observer = self.run, self.noise, self.observer
+        if not self._started:
+            self.start()
         if observer.observation is not None:  # what should have ended it has stepped aside
             observer.end_observing()
         if not self._opened:
@@ -257,30 +259,27 @@ class Monitor(PlainLoop, Display):
             self._open_record()
         before, self.steps = self.steps, self.steps + advance
         self.updates += updates
-        noise = self.noise
-        if noise.active and (self.updates >= noise.next_step or noise.micro_batches != noise.forwards):
-            noise.step(self.updates, tokens)
-        noise.micro_batches = 0
-        last = self.run.total_steps is not None and before < self.run.total_steps <= self.steps
-        if not self.run.logs_itself and (last or self.steps // self.log_every > before // self.log_every):
+        batches = observer.batches + noise.marked
+        if noise.active and (self.updates >= noise.next_step or batches != noise.forwards):
+            noise.step(self.updates, tokens, batches)
+        noise.marked = 0
+        total = run.total_steps or math.inf
+        last = before < total <= self.steps
+        if not run.logs_itself and (last or self.steps // self.log_every > before // self.log_every):
             if self._ranks.several and ends_apart(self._ddp):
                 self._apart = True
-                self.guard.once(
-                    "DDP's join() is on: ranks make different numbers of steps, so nothing is summed over them on the "
-                    "way. Call monitor.log() on every rank after the join, for a point of all ranks"
-                )
+                self.guard.once(APART)
             else:
                 self.log()
-        if observer.due and not (self._finished or last) and SETTLING not in guard.aside:
-            with guard.part(SETTLING):
+        if observer.due and not (self._finished or last) and SETTLING not in self.guard.aside:
+            with self.guard.part(SETTLING):
                 observer.observe_next()  # last, for it counts what runs from here on
+        self._quiet = self._quiet and not noise.armed
+        self._until = total if run.logs_itself else min(total, (self.steps // self.log_every + 1) * self.log_every)
+        if noise.active:
+            self._until = min(self._until, self.steps + noise.next_step - self.updates)
 
     # -- log steps ---------------------------------------------------------------------------------------------
-
-    @property
-    def logged_now(self) -> bool:
-        """Whether the step just done was a log step."""
-        return self._logged_at == self.steps
 
     def log(self, train_loss: float | None = None) -> None:
         """Sum over ranks and pass the log step through the parts. Every rank calls it at the same step.
@@ -290,18 +289,19 @@ class Monitor(PlainLoop, Display):
         Args:
             train_loss: mean over the interval, where the trainer has it; default: the mean of what `loss` was given.
         """
-        if self._finished or (self._logged_at == self.steps and not ends_apart(self._ddp)):
+        if self._finished or (self.logged_at == self.steps and not ends_apart(self._ddp)):
             return
-        self._logged_at = self.steps
+        self.logged_at = self.steps
+        self._quiet, self._until = False, 0  # each interval, the optimizer is asked anew, and the noise scale's cadence
         times, noise, ranks = self._clock.times(), self.noise, self._ranks
         # a collective, in which a rank whose counting or logging has stepped aside takes part: the others wait there
-        row = (noise.row() or noise.nothing) if ranks.several or noise.awake else []
+        if (row := noise.row()) is None or (ranks.several and not row):
+            row = noise.nothing
         if summed := self._sum(row):
             noise.fold(summed, self.updates)
         self._log(train_loss, times)
-        if not self.should_stop:  # on every rank, for `on_advice` may be set on the first one alone
-            asks = self._asks_to_stop
-            self.should_stop = ranks.any(asks, self.steps) if ranks.several else asks
+        asks = self._asks_to_stop  # on every rank, for `on_advice` may be set on the first one alone
+        self.should_stop = self.should_stop or (ranks.any(asks, self.steps) if ranks.several else asks)
 
     @hook("logging", "nothing more is recorded or shown")
     def _log(self, train_loss: float | None, times: tuple[float, float]) -> None:
@@ -316,15 +316,9 @@ class Monitor(PlainLoop, Display):
         if not self._ranks.held:  # else the interval goes on until the ranks' sum
             self._logged = Interval(self.steps, self.totals, step.training_time, self.updates)
         self._latest = step
-        for part in self.parts:
-            if part.boundary not in self.guard.aside:
-                try:
-                    part.log(step)
-                except Exception as error:  # the boundary: a part that fails takes no other along
-                    self.guard.failed(part.boundary, error)
+        self._each_part("log", step)
         self._clock.measured()
         self._asks_to_stop = self._asks_to_stop or step.stop
-        self.observer.look_for_frozen_layers()
 
     def _now(
         self, loss_sum: float = 0.0, losses: int = 0, summed: bool = True, times: tuple[float, float] | None = None
@@ -333,13 +327,14 @@ class Monitor(PlainLoop, Display):
         wall_time, training_time = times or self._clock.times()
         costing = self.observer.costing
         ways = {**costing.methods}, len(costing.uncounted), costing.flops_per_token
-        if ways != self._ways:
-            self._ways, self._counting = ways, describe_counting(self.observer)
+        if ways != self._counting[0]:
+            self._counting = ways, describe_counting(self.observer)
         return LogStep(
             step=self.steps,
             updates=self.updates,
             loss_sum=loss_sum,
             losses=losses,
+            loss=loss_sum / losses if losses else None,
             before=self._logged,
             totals=self._ranks.known(self.totals) if self._ranks.held else self.totals,
             summed=summed and not self._ranks.held,
@@ -351,7 +346,7 @@ class Monitor(PlainLoop, Display):
             busy_time=max(self._clock.cpu(), training_time),
             devices=world_size() if self._ranks.several else 1,
             peak=None if self._device is None else self._device.peak,
-            counting=self._counting,
+            counting=self._counting[1],
         )
 
     @hook("evaluation losses", "losses of evaluation sets are not recorded")
@@ -371,13 +366,15 @@ class Monitor(PlainLoop, Display):
             self._begin()
         # on several ranks of a plain loop the others may not be here: what is counted since the last log step is theirs
         step = self._between(summed=self.run.together or not self._ranks.several)
-        self._each_part(lambda part: part.evaluate(name, value, step))
+        self._each_part("evaluate", name, value, step)
 
-    def _each_part(self, act: Callable[[Part], None]) -> None:
+    def _each_part(self, method: str, *args: Any) -> None:
         for part in self.parts:
-            if self.guard.open(part.boundary):
-                with self.guard.part(part.boundary):
-                    act(part)
+            if part.boundary not in self.guard.aside:
+                try:
+                    getattr(part, method)(*args)
+                except Exception as error:  # the boundary: a part that fails takes no other along
+                    self.guard.failed(part.boundary, error)
 
     def _between(self, loss_sum: float = 0.0, losses: int = 0, summed: bool = True) -> LogStep:
         """The run as it stands, with what the parts made of the last log step."""
@@ -428,6 +425,7 @@ class Monitor(PlainLoop, Display):
         if rank() != 0 and len(self.parts) > 3:  # made before the process group, as if this rank were the first
             self._make_parts(plain=False)
         if settings is not None:
+            self._until = 0
             self.log_every, self.run.total_steps = settings.log_every, settings.total_steps
             if settings.noise_scale == "off" and self.noise.option != "off":
                 self.noise.detach()
@@ -451,7 +449,7 @@ class Monitor(PlainLoop, Display):
         self._finished = True
         completed = completed and not (self.should_stop and (total is None or self.steps < total))
         step = self._between(*loss)
-        self._each_part(lambda part: part.close(step, completed))
+        self._each_part("close", step, completed)
 
     @hook("saving the state", "a run resumed from this checkpoint counts from 0")
     def state_dict(self) -> dict[str, Any]:
@@ -487,11 +485,11 @@ class Monitor(PlainLoop, Display):
         self.totals = Totals(**state["totals"])
         self._loss = (float(state["loss"][0]), int(state["loss"][1]))
         self._logged = Interval.from_state(state["logged"])
-        self._logged_at = self._logged.steps
+        self.logged_at = self._logged.steps
         self._clock.load_state_dict(state["clock"])
         for part in self.parts:
             stored = state.get(part.name)  # None: of an earlier version, or of another rank
-            if stored is not None and self.guard.open(part.boundary):
+            if stored is not None and part.boundary not in self.guard.aside:
                 with self.guard.part(part.boundary):
                     part.load_state_dict(stored)
 

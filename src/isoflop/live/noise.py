@@ -82,7 +82,7 @@ class Noise(Part):
     """The noise scale of one run; every rank makes the same calls at the same steps.
 
     Most steps are not measured, and those cost nothing: `begin` is called only where the step is `armed`, and `step`
-    only where it is `active` and `next_step` has come, or `micro_batches` differ from `forwards`.
+    only where it is `active` and `next_step` has come, or there were not as many micro-batches as `forwards`.
 
     Args:
         model: the model that is trained; None: the prior alone.
@@ -101,8 +101,8 @@ class Noise(Part):
         """Steps may be measured: nothing stands against it, as far as is known."""
         self.armed = False
         """This step is measured."""
-        self.micro_batches = 0
-        """Of the step that runs, so far."""
+        self.marked = 0
+        """Micro-batches of the step that runs by `Monitor.accumulate`, less the forward calls in them."""
         self.forwards = -1
         """Of the last step that `step` was called for."""
         self.next_step: float = 0
@@ -164,7 +164,7 @@ class Noise(Part):
             and self._source is not None
             and self._source.problem is None
             and self._expected == 1
-            and self.micro_batches <= 1
+            and not self._splitting
             and world_size() == 1
         )
 
@@ -183,7 +183,7 @@ class Noise(Part):
                 step, and on split steps alone.
             losses: of batches, for the one check that the halves' make up the whole's; None: no check.
         """
-        if not self.splits or not self.guard.open(HOOKS):
+        if not self.splits or HOOKS in self.guard.aside:
             return None
         assert self._model is not None
         if not self._may_split:
@@ -225,16 +225,17 @@ class Noise(Part):
         self.detach()
 
     @hook(MEASURING, "no gradient noise scale")
-    def step(self, step: int, tokens: int | TokenCount | None) -> None:
+    def step(self, step: int, tokens: int | TokenCount | None, batches: int) -> None:
         """The optimizer has made its step number `step`; the next is made ready for.
 
         Args:
             step: it.
             tokens: of the step on this rank, where the user gave them.
+            batches: its micro-batches.
         """
         if not self._chosen:
             self._choose()
-        batches = 1 if self._splitting else self.micro_batches
+        batches = 1 if self._splitting else batches
         was_split, self._splitting = self._splitting, False
         if self._source is None:
             return
@@ -317,11 +318,6 @@ class Noise(Part):
     # -- at a log step -------------------------------------------------------------------------------------------
 
     @property
-    def awake(self) -> bool:
-        """Steps are measured, or were."""
-        return bool(self._waiting) or (self.active and self.next_step < math.inf)
-
-    @property
     def nothing(self) -> list[float]:
         """A row without measurements, for sums between log steps: every sum over ranks is of one size."""
         return [0.0] * (2 + WIDTH * MAX_WAITING if world_size() > 1 else 2)
@@ -330,14 +326,17 @@ class Noise(Part):
     def row(self) -> list[float]:
         """What was measured since the last log step, as numbers that add up over ranks; of several as many on each.
 
-        The first two: CPU seconds that it took, and of the interval. One wait a device.
+        The first two: CPU seconds that it took, and of the interval. One wait a device. None where steps are not
+        measured, and no other ranks take part.
         """
+        if world_size() == 1 and not (self._waiting or (self.active and self.next_step < math.inf)):
+            return []
         interval = time.process_time() - self._collected[1]
         waiting, self._waiting, self._rows = self._waiting, [], []
         seconds, self._seconds, self._times.last = self._seconds, 0.0, None
         if waiting:
             seconds = max(seconds, self._times.cost() * len(waiting))
-            if self.guard.open(HOOKS):
+            if HOOKS not in self.guard.aside:
                 self._rows = read(waiting)
         if world_size() == 1:
             return [seconds, interval]
@@ -350,10 +349,10 @@ class Noise(Part):
         ranks = world_size()
         seconds, interval = summed[0] / ranks, summed[1] / ranks
         (before, _), self._collected = self._collected, (step, time.process_time())
-        if not self._rows and not self.awake:
+        if not self._rows and not (self.active and self.next_step < math.inf):
             return
         rows = self._rows if ranks == 1 else unpacked(summed[2:], self._rows, ranks)
-        if not (self.guard.open(MEASURING) and self.guard.open(HOOKS)):
+        if not self.guard.aside.keys().isdisjoint((MEASURING, HOOKS)):
             self.detach()
         for row in rows:
             raw, preconditioned = result(row, self._by_tokens)
@@ -443,16 +442,12 @@ class Noise(Part):
         elif measured is not None and not agree(measured, prior):
             self._say(f"measured and published critical batch differ: {measured}; {prior}")
         size = self.batch or step.scalars.get("isoflop/batch_tokens")
-        early = None if measured is not None else self._early()
+        early = None
+        if measured is None:  # as the last measured steps bound it from above, long before their averages are known
+            for metric, moments, below in ((True, self.preconditioned, 1.0), (False, self.raw, RAW_BELOW)):
+                if early is None and (bound := moments.bound()) is not None:
+                    early = measured_critical_batch(bound[0] * below, bound[1], preconditioned=metric)
         return Batch(size, self.critical, measured, prior, early, count, self.measuring) if size else None
-
-    def _early(self) -> Belief | None:
-        """B_crit as the last measured steps bound it from above, long before their averages are known."""
-        for preconditioned, moments in ((True, self.preconditioned), (False, self.raw)):
-            if (bound := moments.bound()) is not None:
-                value = bound[0] * (1.0 if preconditioned else RAW_BELOW)
-                return measured_critical_batch(value, bound[1], preconditioned=preconditioned)
-        return None
 
     # -- around --------------------------------------------------------------------------------------------------
 

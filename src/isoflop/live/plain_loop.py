@@ -18,6 +18,10 @@ class PlainLoop:
 
     _marked = False
     """Inside of `accumulate`, which says what this micro-batch's tokens are."""
+    _quiet = False
+    """Micro-batches are counted, and nothing else is to be done with them."""
+    _until: float = 0
+    """Before this step, one like the step before is counted, and nothing else is to be done."""
 
     @contextmanager
     def accumulate(self: Any, tokens: int | TokenCount | None = None, *, by_tokens: bool = False) -> Iterator[None]:
@@ -32,7 +36,8 @@ class PlainLoop:
         """
         self._marked = tokens is not None
         if self._marked:
-            self.noise.micro_batches += 1
+            self._quiet, self._until = False, 0
+            self.noise.marked += 1
             if self.noise.armed:
                 self.noise.begin(TokenCount(tokens) if isinstance(tokens, int) else tokens, by_tokens)
         elif by_tokens:

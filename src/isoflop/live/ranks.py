@@ -27,6 +27,10 @@ PATIENCE = 10.0
 NEVER = 2**62
 """A step that no rank reaches."""
 
+APART = (
+    "DDP's join() is on: ranks make different numbers of steps, so nothing is summed over them on the way. Call "
+    "monitor.log() on every rank after the join, for a point of all ranks"
+)
 UNCOUNTED = Totals(without_tokens=1, without_labels=1, without_flops=1)
 _NUMBERS = itertools.count()  # of the Monitors of this process: the same on every rank
 
@@ -67,7 +71,7 @@ class Ranks:
     @property
     def open(self) -> bool:
         """Sums are possible."""
-        return self._guard.open(SUMMING)
+        return SUMMING not in self._guard.aside
 
     def agree(self, step: int) -> Settings | None:
         """Look whether all ranks are here; returns their settings, or None where one is missing or there is but one."""

@@ -72,7 +72,7 @@ class Recorder(Part):
     @property
     def wants_header(self) -> bool:
         """Whether `open` is still to be called."""
-        return self._writes and self._log is None and self._guard.open(RECORD)
+        return self._writes and self._log is None and RECORD not in self._guard.aside
 
     def open(self, header: Callable[[], dict[str, Any]], step: int) -> None:
         """Open the record; `step`: optimizer steps done when this attempt began."""
@@ -170,7 +170,8 @@ class Recorder(Part):
         # not below 0, where a trainer has gone back to a step before the checkpoint's
         self._last = point_of(step, losses=losses, interval_steps=max(0, step.step - self._since))
         self._loss_sum, self._losses, self._since = 0.0, 0, step.step
-        self._write(self._last)
+        if self._log is not None:
+            self._log.point(self._last)
 
     def _write(self, point: Point) -> None:
         if self._log is not None:

@@ -128,7 +128,7 @@ class RunInfo:
     def draw(self, step: int, points: Sequence[AxisPoint]) -> None:
         """Write points on compute axes alone."""
         for sink in self.sinks if points else ():
-            if self.guard.open(sink.boundary):
+            if sink.boundary not in self.guard.aside:
                 with self.guard.part(sink.boundary):
                     sink.write(step, {}, points)
 

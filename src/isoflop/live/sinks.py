@@ -9,6 +9,7 @@ import platform
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,11 @@ class Sinks(Part):
         self._unprinted = step
         if due(self._log_steps):
             self._unprinted = None
-            self._guard.tell(
-                self._run.say, lambda: interval_line(step.step, step.scalars, getattr(step.forecast, "as_of", None))
-            )
+            self._print(step)
+
+    def _print(self, step: LogStep) -> None:
+        line = partial(interval_line, step.step, step.scalars, getattr(step.forecast, "as_of", None))
+        self._guard.tell(self._run.say, line)
 
     def evaluate(self, name: str, loss: float, step: LogStep) -> None:
         """Write an evaluation's loss against compute."""
@@ -133,11 +136,8 @@ class Sinks(Part):
 
     def close(self, step: LogStep, completed: bool) -> None:
         """Close every sink, and print the last line."""
-        last = self._unprinted
-        if last is not None:
-            self._guard.tell(
-                self._run.say, lambda: interval_line(last.step, last.scalars, getattr(last.forecast, "as_of", None))
-            )
+        if self._unprinted is not None:
+            self._print(self._unprinted)
         for sink in self._run.sinks:
             with self._guard.part(sink.boundary):
                 sink.close()

@@ -232,7 +232,7 @@ class MicroBatches:
 
     def _hook(self, parameter: nn.Parameter) -> Callable[[Any], None]:
         def see(gradients: tuple[torch.Tensor | None, ...]) -> None:
-            if self.problem is None and gradients[0] is not None and self._guard.open(HOOKS):
+            if self.problem is None and gradients[0] is not None and HOOKS not in self._guard.aside:
                 with self._guard.part(HOOKS):
                     self._see(parameter, gradients[0])
 
@@ -267,7 +267,7 @@ class MicroBatches:
 
     def _end_of_backward(self) -> None:
         self._queued = False
-        if self.armed and self.problem is None and self._guard.open(HOOKS):
+        if self.armed and self.problem is None and HOOKS not in self._guard.aside:
             with self._guard.part(HOOKS):
                 began = time.thread_time()
                 # a nested backward pass (reentrant checkpointing) ends more than once for one micro-batch
