@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import isoflop.fit
 import study_runs
 from isoflop.cli import app
+from isoflop.logs import write_run
 
 SIZES = (0.2, 0.4, 0.7, 1.0, 1.5, 2.5, 5.0)
 BUDGETS = (3e18, 1e19, 3e19)
@@ -206,3 +207,24 @@ def test_a_law_that_fails_on_larger_runs_leaves_the_loss_open(tmp_path: Path) ->
     truth = 1.8172 + 482.01 / found["N"] ** 0.3478 + 2085.43 / found["D"] ** 0.3658
     assert any("follow no one law" in doubt or "fails on the larger ones" in doubt for doubt in found["warnings"])
     assert found["L"] is None or found["intervals"]["L"][0] < truth < found["intervals"]["L"][1]
+
+
+def test_a_recipe_keeps_to_the_rates_and_batches_of_own_runs_of_its_size(tmp_path: Path) -> None:
+    def row(N: float, D: float, C: float, loss: float) -> dict[str, float]:
+        return {"N": N, "D": D, "loss": loss, "lr": 2e-5 * (1 + (N > 3e8)), "tokens_per_step": 9e6}
+
+    path = sweep(tmp_path / "own.csv", row)
+    near = answer("plan", "--flops", f"{BUDGETS[1]:g}", "--runs", path)["recipe"]
+    assert 2e-5 <= near["peak_lr"] <= 4e-5 and near["batch_tokens"] == pytest.approx(9e6, rel=0.01)
+    assert near["lr_range"][0] > 4e-5 and near["batch_range"][1] < 9e6  # the rules stand beside them as they are
+    shown, _ = asked("plan", "--flops", f"{BUDGETS[1]:g}", "--runs", path)
+    assert "(your runs of about this size: 9M; published rules: " in shown
+    far = answer("plan", "--flops", f"{BUDGETS[-1] * 1e3:g}", "--runs", path)["recipe"]
+    assert far["peak_lr"] > 4e-5 and far["batch_range"][0] <= far["batch_tokens"] <= far["batch_range"][1]
+    # of records: the peak of the rates, 3e-4
+    folder = tmp_path / "runs"
+    for i, run in enumerate(study_runs.sweep(noise=0.002)):
+        end = {"step": run.points[-1].step, "status": "completed"}
+        write_run(folder, replace(run, run_id=f"run-{i}", extra={"imported": {}}, end=end))
+    recipe = answer("plan", "--flops", "1e20", "--runs", str(folder))["recipe"]
+    assert recipe["peak_lr"] == pytest.approx(3e-4, rel=1e-4) and recipe["batch_tokens"] == pytest.approx(5e5, rel=0.01)

@@ -15,6 +15,7 @@ from isoflop.console import finite, picked, print_json, reported, say, tell
 if TYPE_CHECKING:
     from isoflop.fit.options import Price
     from isoflop.fit.plan import Plan
+    from isoflop.fit.table import Table
     from isoflop.ladder.recipe import TrainingRecipe
 
 
@@ -106,6 +107,7 @@ def plan(
             top_k=top_k,
             convention=answer.convention,
             rate=answer.flops / (answer.N * answer.D) if runs else TRAINING_FLOPS,
+            **({} if own is None else _own_settings(own, answer)),
         )
         if recipe is not None and max_hours is not None and recipe.flops > (1 + 1e-3) * allowed:
             takes, most = common.digits(recipe.flops / allowed * max_hours), common.digits(max_hours)
@@ -131,6 +133,17 @@ def plan(
     if recipe is not None:
         _print_recipe(recipe, answer, cost, count)
     _print(answer, cost, recipe)
+
+
+def _own_settings(own: Table, answer: Plan) -> dict[str, tuple[float, float] | None]:
+    """Batches of own runs of about the plan's D, and peak rates of those of about its N."""
+    from isoflop.fit.own_runs import range_about
+
+    batches = range_about(answer.D, own.columns["D"], own.settings["batch_tokens"])
+    return {
+        "own_batches": batches,
+        "own_rates": range_about(answer.N, own.columns["N"], own.settings["learning_rate"]),
+    }
 
 
 def recipe_as_object(recipe: TrainingRecipe, answer: Plan) -> dict[str, Any]:
@@ -188,17 +201,20 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
     epochs = "" if passes is None else f"{passes:.0%} of" if passes <= 1 else f"{short(passes)} passes over"
     epochs = epochs and f", {epochs} {short(stock or 0)} unique ones"
     reach = "" if recipe.within else "; they come from runs of other sizes"
+    muon = "Muon, its updates scaled to AdamW's size" if recipe.optimizer == MUON else ""
     rows = {"doubt": "; ".join(answer.doubts[:SHOWN])} if answer.doubts else {}
     rows |= {
         "model": f"{family}: {kind}, vocab {shape.family.vocab_size:,}",
         "size": size,
         "data": f"{short(recipe.tokens)} tokens, {short(recipe.tokens / recipe.N)} per parameter{epochs}",
         "batch": f"{short(recipe.batch)} tokens, {recipe.batch // shape.family.sequence_length:,} sequences of "
-        f"{shape.family.sequence_length:,} (published rules: {short(recipe.batch_range[0])} to "
-        f"{short(recipe.batch_range[1])}{reach})",
-        "rate": "{:.2g} at its peak, {} (published rules{}: {:.2g} to {:.2g})".format(
+        f"{shape.family.sequence_length:,} ({_own(recipe.own_batches, short)}published rules: "
+        f"{short(recipe.batch_range[0])} to {short(recipe.batch_range[1])}{reach})",
+        "rate": "{:.2g} at its peak, {} ({}published rules{}: {:.2g} to {:.2g})".format(
             recipe.rate,
-            *(("Muon, its updates scaled to AdamW's size", " of AdamW") if recipe.optimizer == MUON else ("AdamW", "")),
+            muon or "AdamW",
+            _own(recipe.own_rates, "{:.2g}".format),
+            " of AdamW" if muon else "",
             *recipe.rate_range,
         ),
         "steps": f"{recipe.steps:,}, {recipe.warmup:,} linear warm-up; then cosine or linear decay to 0",
@@ -230,6 +246,11 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
     for name, text in rows.items():
         say(f"{name:8}{text}", indent=8)
     typer.echo()
+
+
+def _own(ends: tuple[float, float] | None, write: Callable[[float], str]) -> str:
+    """What own runs of about this size took, which comes before the rules."""
+    return "" if ends is None else f"your runs of about this size: {' to '.join(dict.fromkeys(map(write, ends)))}; "
 
 
 def _gain_of_experts(recipe: TrainingRecipe) -> str:

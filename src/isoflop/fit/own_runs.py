@@ -99,8 +99,7 @@ class OwnRuns:
 
     def rates(self, N: float) -> tuple[float, float] | None:
         """Least and highest peak rate of runs of about N parameters; None: fewer than `FEWEST_SIZES`."""
-        known = [p.rate for p in self.points if p.rate > 0 and 1 / NEAR < p.N / N < NEAR]
-        return (min(known), max(known)) if len(known) >= FEWEST_SIZES else None
+        return range_about(N, [p.N for p in self.points], [p.rate for p in self.points])
 
     @cached_property
     def profile(self) -> Profile | None:
@@ -133,6 +132,12 @@ class OwnRuns:
         drawn = np.exp(self.posterior.least(self.posterior.line(C)))
         low, middle, high = np.quantile(drawn, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
         return float(middle) if (high - low) / 2 <= WIDEST * middle else None
+
+
+def range_about(size: float, sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float] | None:
+    """Least and highest known value of runs within a factor of `NEAR` of a size; None: fewer than `FEWEST_SIZES`."""
+    known = [value for each, value in zip(sizes, values, strict=True) if value > 0 and 1 / NEAR < each / size < NEAR]
+    return (min(known), max(known)) if len(known) >= FEWEST_SIZES else None
 
 
 def known_of(runs: Iterable[Run]) -> PriorLine:

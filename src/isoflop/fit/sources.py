@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from isoflop.arrays import Array
 from isoflop.console import by_reason
 from isoflop.fit.columns import plain
 from isoflop.fit.record_set import common_loss, describe_alike, groups_of, joined, known_losses, loss_names
@@ -90,12 +93,20 @@ def record_rows(runs: Sequence[Run], convention: str | None, loss: str | None) -
             "C": end.flops,
             "loss": end.loss,
             LOSS_NAME: name,
+            "learning_rate": _most(curve.lr),
+            "batch_tokens": _most(curve.batch),
         }
         cells = {key: "" if it is None else it if isinstance(it, str) else repr(it) for key, it in row.items()}
         found.append((f"run {called}", cells))
     told = tuple(f"{names}: {why}" for why, names in by_reason(left_out).items())
     alike = "" if loss else describe_alike(map(loss_names, useful), name)
     return RecordRows(found, told, convention, (alike,) if alike else ())
+
+
+def _most(values: Array) -> float | None:
+    """The largest known one: a rate's peak, a batch that grew."""
+    known = values[np.isfinite(values)]
+    return float(known.max()) if len(known) else None
 
 
 def _useless(run: Run) -> str:

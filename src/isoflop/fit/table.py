@@ -34,11 +34,13 @@ from isoflop.laws.forms import TRAINING_FLOPS, compute_of, understated
 from isoflop.laws.quantities import LEAST
 from isoflop.logs.facts import NO_END
 from isoflop.logs.files import cell_number, is_blank
-from isoflop.logs.names import role_of
+from isoflop.logs.names import factor_of, kind_of, role_of
 from isoflop.record.paths import Location
 from isoflop.record.reader import read_runs
 from isoflop.record.run import COUNTS, Run
 
+SETTINGS = {"learning_rate": "rate", "batch_tokens": "step tokens"}
+"""Peak rate and tokens a step of a run, and the kinds of columns that hold them."""
 RUNS_OF_LOGS = ("run", "runid", "runname")
 STEPS_OF_LOGS = ("step", "globalstep", "iteration", "iter")
 """Columns by which rows along one run's curve are told from the ends of runs."""
@@ -60,6 +62,7 @@ class Table:
     parameters N counts; "unknown" where a CSV file has it. `C`: training FLOPs of tables of N and D: as measured, else
     6·N·D. `doubts`: how cells were understood, where that is not plain. `labels`: cells of other columns that tell runs
     apart by kind (corpus, optimizer). `unlike`: that runs are of a kind which the law asked for does not know.
+    `settings`: of `SETTINGS` what is known of each run; NaN where it is not.
     """
 
     columns: Mapping[str, list[float]]
@@ -71,6 +74,7 @@ class Table:
     doubts: tuple[str, ...] = ()
     labels: Mapping[str, list[str]] = field(default_factory=dict)
     unlike: tuple[str, ...] = ()
+    settings: Mapping[str, list[float]] = field(default_factory=dict)
 
     @property
     def arrays(self) -> tuple[Array, Array, Array, Array]:
@@ -82,8 +86,10 @@ class Table:
         """Some of the runs."""
         columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
         labels = {name: [cells[i] for i in rows] for name, cells in self.labels.items()}
+        settings = {name: [values[i] for i in rows] for name, values in self.settings.items()}
         C = [self.C[i] for i in rows] if self.C else ()
-        return replace(self, columns=columns, rows=tuple(self.rows[i] for i in rows), C=C, labels=labels)
+        named = tuple(self.rows[i] for i in rows)
+        return replace(self, columns=columns, rows=named, C=C, labels=labels, settings=settings)
 
 
 def read_table(
@@ -198,6 +204,7 @@ def _one_of(tables: Sequence[Table]) -> Table:
         tuple(dict.fromkeys(doubts)),
         {name: cells for name, cells in labels.items() if tells_kinds(name, cells)},
         tuple(text for table in tables for text in table.unlike),
+        {name: [value for table in tables for value in table.settings[name]] for name in SETTINGS},
     )
 
 
@@ -276,11 +283,22 @@ class _Reading:
             meant = {"N": f"N_{convention}", "loss": losses}
             taken = {what: meant.get(name, name) for what, name in taken.items()}
             counts = {f"N_{name}": name for name in COUNTS}.get(taken.get("N", ""), "unknown")
-        numbers = ("N_", "loss_") if records else ()
+        numbers = ("N_", "loss_", *SETTINGS) if records else ()
         names = [name for name in self.present if name not in taken.values() and not name.startswith(numbers)]
         others = {name: [row.get(name, "").strip() for row in self.rows] for name in names}
         columns, out = {what: columns[what] for what in self.wanted}, tuple(filter(None, left_out))
-        return Table(columns, taken, tuple(self.labels), out, counts, C, tuple(self.doubts), others, tuple(self.unlike))
+        told = tuple(self.labels), out, counts, C, tuple(self.doubts), others, tuple(self.unlike), self._settings()
+        return Table(columns, taken, *told)
+
+    def _settings(self) -> dict[str, list[float]]:
+        """What the rows say of `SETTINGS`, by columns of these kinds."""
+        found = {}
+        for what, kind in SETTINGS.items():
+            name = next((name for name in self.present if kind_of(name) == kind), "")
+            factor = factor_of(name) if name else 1.0
+            cells = [cell_number(row.get(name, "")) for row in self.rows]
+            found[what] = [math.nan if value is None else value * factor for value in cells]
+        return found
 
     def _keep(self, kept: Sequence[int]) -> None:
         self.rows, self.labels = [self.rows[i] for i in kept], [self.labels[i] for i in kept]

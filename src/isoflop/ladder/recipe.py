@@ -51,6 +51,7 @@ class TrainingRecipe:
         rate: peak learning rate, of AdamW.
         batch_range, rate_range: least and most that published rules say.
         within: whether a rule's range reaches the run, for the batch.
+        own_batches, own_rates: least and most of own runs of about this D, of about this N; None: too few.
         weight_decay: decoupled.
         timescale: τ = B/(η·λ·D), the share of the run that AdamW's average of its updates spans.
         optimizer: "adamw" or "muon".
@@ -77,6 +78,8 @@ class TrainingRecipe:
     top_k: int = 1
     counted: float = 0.0
     served: float = 0.0
+    own_batches: Ends | None = None
+    own_rates: Ends | None = None
 
     @property
     def attention(self) -> float:
@@ -113,6 +116,8 @@ def recipe_of(
     top_k: int = 1,
     convention: Convention = DEFAULT_N,
     rate: float = TRAINING_FLOPS,
+    own_batches: Ends | None = None,
+    own_rates: Ends | None = None,
 ) -> TrainingRecipe | None:
     """The recipe of N parameters for `flops`, serving included; None: the family has no such size.
 
@@ -131,6 +136,8 @@ def recipe_of(
         experts, top_k: experts of each MLP, and how many a token visits, each 1/top_k of the dense MLP wide.
         convention: which parameters N counts; unknown: those with the head.
         rate: C/(N·D) of own runs: where it is more than the configuration's, their models compute more than it shows.
+        own_batches, own_rates: least and most tokens a step and peak rates of own runs of about this D, this N: what
+            the rules say is moved into them.
 
     Raises:
         ValueError: an unknown optimizer or family, more experts visited than there are.
@@ -164,6 +171,7 @@ def recipe_of(
     at = shape.run(D, each * D)
     batch, batches, within = _ruled(BATCHES, at)
     peak_lr, lrs, _ = _ruled(RATES, at)
+    ruled, batch, peak_lr = batch, _moved_into(own_batches, batch), _moved_into(own_rates, peak_lr)
     length = shape.family.sequence_length
     sequences = max(1, round(batch / length))
     sequences = max(1, round(sequences / 8)) * 8 if sequences >= 8 else sequences
@@ -180,7 +188,9 @@ def recipe_of(
         steps=steps,
         warmup=warmup_of(steps),
         rate=peak_lr,
-        batch_range=(min(batches[0], tokens_a_step), max(batches[1], tokens_a_step)),  # whole sequences round it
+        batch_range=batches
+        if batch != ruled
+        else (min(batches[0], tokens_a_step), max(batches[1], tokens_a_step)),  # whole sequences round it
         rate_range=lrs,
         within=within,
         weight_decay=WEIGHT_DECAY,
@@ -190,7 +200,13 @@ def recipe_of(
         top_k=top_k,
         counted=float(shape.parameters[counted]),
         served=served,
+        own_batches=own_batches,
+        own_rates=own_rates,
     )
+
+
+def _moved_into(ends: Ends | None, value: float) -> float:
+    return value if ends is None else min(max(value, ends[0]), ends[1])
 
 
 def _expert_width(shape: Shape, top_k: int) -> int:
