@@ -69,16 +69,16 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4:,} more" if len(names) > 4 else "")
 
 
-def by_reason(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """A few names for each reason, of names with their reasons.
+def by_reason(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """The names of each reason, of names with their reasons.
 
     >>> by_reason([("a", "not finished"), ("b", "no loss"), ("c", "not finished")])
-    {'not finished': 'a, c', 'no loss': 'b'}
+    {'not finished': ['a', 'c'], 'no loss': ['b']}
     """
     found: dict[str, list[str]] = {}
     for name, why in pairs:
         found.setdefault(why, []).append(name)
-    return {why: listed(names) for why, names in found.items()}
+    return found
 
 
 MOST_SAID = 1500

@@ -69,7 +69,7 @@ OwnRuns = Annotated[
 Counted = Annotated[
     str | None,
     typer.Option(
-        "--n", help="Which parameters N of --runs counts; default: with the head, where all records state it."
+        "--n", help="Which parameters N of records counts (total, …); default: with the head, where all state it."
     ),
 ]
 RunFiles = Annotated[

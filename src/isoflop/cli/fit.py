@@ -9,7 +9,6 @@ import typer
 
 from isoflop.cli import common
 from isoflop.console import grid, picked, print_json, progress_bar, reported, say, screen, tell
-from isoflop.record.run import DEFAULT_N
 
 if TYPE_CHECKING:
     from isoflop.fit.approaches import ApproachComparison
@@ -48,12 +47,7 @@ def fit(
     ] = None,
     level: common.Level = 0.9,
     draws: Annotated[int, typer.Option(min=20, help="Resamples behind errors and intervals.")] = 1000,
-    n_convention: Annotated[
-        str | None,
-        typer.Option(
-            "--n", help=f"Of records: which parameters N counts (total, …; default: {DEFAULT_N}, where all state it)."
-        ),
-    ] = None,
+    n_convention: common.Counted = None,
     loss: common.FinalLoss = None,
     budgets: common.Budgets = None,
     group: Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isoflop.cli.common import AsJson, CurveFiles, CurveLoss, Level, read
-from isoflop.console import by_reason, grid, picked, print_json, reported, screen, tell
+from isoflop.console import by_reason, grid, listed, picked, print_json, reported, screen, tell
 
 if TYPE_CHECKING:
     from isoflop.cli.common import Curves
@@ -318,7 +318,7 @@ def _print_ranking(ranking: Ranking, open_end: Collection[str]) -> None:
             "finished" if run.finished else run.stopped or ("can stop" if run.can_stop else ""),
         )
     for reason, names in by_reason(ranking.silent.items()).items():
-        table.add_row(names, "–", "–", "–", "–", reason)
+        table.add_row(listed(names), "–", "–", "–", "–", reason)
     console.print(table)
     if open_end and ranking.runs:
         console.print(

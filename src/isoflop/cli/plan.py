@@ -139,10 +139,10 @@ def _own_settings(own: Table, answer: Plan) -> dict[str, tuple[float, float] | N
     """Batches of own runs of about the plan's D, and peak rates of those of about its N."""
     from isoflop.fit.own_runs import range_about
 
-    batches = range_about(answer.D, own.columns["D"], own.settings["batch_tokens"])
+    pairs = {"own_batches": (answer.D, "D", "batch_tokens"), "own_rates": (answer.N, "N", "learning_rate")}
     return {
-        "own_batches": batches,
-        "own_rates": range_about(answer.N, own.columns["N"], own.settings["learning_rate"]),
+        name: range_about(size, own.columns[what], own.settings[setting])
+        for name, (size, what, setting) in pairs.items()
     }
 
 

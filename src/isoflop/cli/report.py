@@ -9,29 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.cli.common import AsJson, Budgets, Column, FinalLoss, Level, RunFiles, Where, amounts, joined, pairs
+from isoflop.cli import common
 from isoflop.console import reported, tell
 
 if TYPE_CHECKING:
     from isoflop.report.runs import Sources
 
-Counted = Annotated[
-    str | None,
-    typer.Option("--n", help="What N counts: total, non_embedding, … (default: the first that all runs have)."),
-]
-
 
 def report(
-    runs: RunFiles,
+    runs: common.RunFiles,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="HTML file; the others get its name.")
     ] = Path("report.html"),
-    column: Column = None,
-    where: Where = None,
-    n_convention: Counted = None,
-    loss: FinalLoss = None,
-    budgets: Budgets = None,
-    level: Level = 0.9,
+    column: common.Column = None,
+    where: common.Where = None,
+    n_convention: common.Counted = None,
+    loss: common.FinalLoss = None,
+    budgets: common.Budgets = None,
+    level: common.Level = 0.9,
     pdf: Annotated[bool, typer.Option("--pdf", help="Write each figure as report-<figure>.pdf too.")] = False,
     svg: Annotated[bool, typer.Option("--svg", help="Write each figure as SVG too.")] = False,
     png: Annotated[bool, typer.Option("--png", help="Write each figure as PNG too.")] = False,
@@ -56,7 +51,7 @@ def report(
 
 
 def figure(
-    runs: RunFiles,
+    runs: common.RunFiles,
     kind: Annotated[
         str, typer.Option(help="loss-flops, learning-curves, isoflop-profiles, optimal-parameters, residuals, …")
     ] = "loss-flops",
@@ -73,12 +68,12 @@ def figure(
         str | None,
         typer.Option(metavar="COLUMN", help="Colour runs by a column or their folder, not by size."),
     ] = None,
-    column: Column = None,
-    where: Where = None,
-    n_convention: Counted = None,
-    loss: FinalLoss = None,
-    budgets: Budgets = None,
-    level: Level = 0.9,
+    column: common.Column = None,
+    where: common.Where = None,
+    n_convention: common.Counted = None,
+    loss: common.FinalLoss = None,
+    budgets: common.Budgets = None,
+    level: common.Level = 0.9,
 ) -> None:
     """Draw one figure of runs for a paper, and print notes for its caption, such as what is extrapolated."""
     from isoflop.figures import FIGURES, NoFigure, by_group, save
@@ -126,10 +121,10 @@ def _sources(
 
     if n_convention is not None and n_convention not in COUNTS:
         raise ValueError(f"--n: expected one of {', '.join(COUNTS)}, got {n_convention!r}")
-    sources = read_sources([location_of(run) for run in runs], pairs("--column", column), joined(where))
+    sources = read_sources([location_of(run) for run in runs], common.pairs("--column", column), common.joined(where))
     for problem in sources.problems:
         tell(command, f"left out: {problem}")
-    return sources, None if budgets is None else amounts("--budgets", budgets)
+    return sources, None if budgets is None else common.amounts("--budgets", budgets)
 
 
 def passport(
@@ -137,7 +132,7 @@ def passport(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Write isoflop-passport.json and .md there.")
     ] = None,
-    as_json: AsJson = False,
+    as_json: common.AsJson = False,
 ) -> None:
     """Print what a run cost and reached, for its model card: N, tokens, FLOPs, hours, MFU, losses."""
     from isoflop.live.passport import markdown, write_passport

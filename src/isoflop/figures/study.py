@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.arrays import Array
+from isoflop.console import by_reason
 from isoflop.figures.figure import Axis, Scale, Shades
 from isoflop.figures.text import Indices, counted, listed, loss_label, parameters, unique_names
 from isoflop.fit.approaches import ApproachComparison, NoApproach, compare_approaches, side_by_side
@@ -130,11 +131,7 @@ class Study:
     @cached_property
     def uncounted(self) -> dict[str, list[str]]:
         """Names of the ends that do not count, by the reason."""
-        why: dict[str, list[str]] = {}
-        for end in self.ends:
-            if end.left_out:
-                why.setdefault(end.left_out, []).append(end.name)
-        return why
+        return by_reason((end.name, end.left_out) for end in self.ends if end.left_out)
 
     @property
     def left_out(self) -> str:

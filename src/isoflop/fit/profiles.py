@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
+from isoflop.console import by_reason
 from isoflop.fit.optimal_line import Approach, Minimum, column, columns_of, fitted_line, quantile
 from isoflop.fit.robust import seed_noise
 from isoflop.fit.runs import describe_rate, implausible
@@ -217,13 +218,10 @@ def profile_minima(
 
 def _by_cause(left_out: list[tuple[float, str]]) -> tuple[str, ...]:
     """Why budgets are left out, one line for each cause."""
-    causes: dict[str, list[str]] = {}
-    for value, why in left_out:
-        causes.setdefault(why, []).append(f"{value:.3g}")
     return tuple(
         f"the budget{'s' * (len(at) > 1)} {', '.join(at[:3])}{f' and {len(at) - 3} more' if len(at) > 3 else ''} FLOPs "
         f"{'are' if len(at) > 1 else 'is'} left out: {why}"
-        for why, at in causes.items()
+        for why, at in by_reason((f"{value:.3g}", why) for value, why in left_out).items()
     )
 
 

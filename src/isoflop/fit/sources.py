@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.console import by_reason
+from isoflop.console import by_reason, listed
 from isoflop.fit.columns import plain
 from isoflop.fit.record_set import common_loss, describe_alike, groups_of, joined, known_losses, loss_names
 from isoflop.fit.runs import BadData, curve_of_run, end_of_curve, unfinished
@@ -98,7 +98,7 @@ def record_rows(runs: Sequence[Run], convention: str | None, loss: str | None) -
         }
         cells = {key: "" if it is None else it if isinstance(it, str) else repr(it) for key, it in row.items()}
         found.append((f"run {called}", cells))
-    told = tuple(f"{names}: {why}" for why, names in by_reason(left_out).items())
+    told = tuple(f"{listed(names)}: {why}" for why, names in by_reason(left_out).items())
     alike = "" if loss else describe_alike(map(loss_names, useful), name)
     return RecordRows(found, told, convention, (alike,) if alike else ())
 

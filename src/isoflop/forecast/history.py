@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.console import by_reason
+from isoflop.console import by_reason, listed
 from isoflop.fit.runs import RunCurve, curve_of_run, unfinished
 from isoflop.forecast.curve import OFF_PLAN, LossCurve
 from isoflop.forecast.lr_plan import LrPlan
@@ -102,7 +102,7 @@ def finished_runs(runs: Iterable[Run], loss: str = "train") -> tuple[list[LossCu
             found.append(_finished(run, loss))
         except ValueError as reason:
             problems.append((run.name or run.run_id, str(reason)))
-    return found, [f"{names}: {why}" for why, names in by_reason(problems).items()]
+    return found, [f"{listed(names)}: {why}" for why, names in by_reason(problems).items()]
 
 
 def _finished(run: Run, loss: str) -> LossCurve:

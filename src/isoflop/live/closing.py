@@ -23,6 +23,7 @@ from isoflop.advice import (
     plateau_sought,
     rate_unjudged,
 )
+from isoflop.console import by_reason
 from isoflop.flops.config_shape import FORMULA, GIVEN, SIX_ND
 from isoflop.forecast import usable
 from isoflop.live.log_step import LogStep
@@ -124,13 +125,10 @@ def closing_lines(
     target = _target(run, final)
     missing = [each for each in missing if not (target and each.what == TARGET)]
     fine, unjudged = _verdict(run, step, {each.reason for each in (*held, *gone)}, missing, loss_unjudged, bool(ended))
-    reasons: dict[str, list[str]] = {}
-    for what, why in unjudged:
-        reasons.setdefault(why, []).append(what)
-    each_why = (f"{' and '.join(whats)} ({why})" for why, whats in reasons.items())
+    each_why = [f"{' and '.join(whats)} ({why})" for why, whats in by_reason(unjudged).items()]
     parts = [f"fine: {', '.join(fine)}"] * bool(fine) + [target] * bool(target)
     parts += [f"the loss {ended}"] * bool(ended)
-    parts += [f"not judged: {', '.join(each_why)}"] * bool(reasons)
+    parts += [f"not judged: {', '.join(each_why)}"] * bool(each_why)
     lines[0] += f" Verdict: {'; '.join(parts)}." if parts else ""
     return lines
 
