@@ -221,10 +221,10 @@ def test_a_recipe_keeps_to_the_rates_and_batches_of_own_runs_of_its_size(tmp_pat
     assert "(your runs of about this size: 9M; published rules: " in shown
     far = answer("plan", "--flops", f"{BUDGETS[-1] * 1e3:g}", "--runs", path)["recipe"]
     assert far["peak_lr"] > 4e-5 and far["batch_range"][0] <= far["batch_tokens"] <= far["batch_range"][1]
-    # of records: the peak of the rates, 3e-4
+    # of records: the peak of the rates, 3e-4, and the batch in eights of sequences
     folder = tmp_path / "runs"
     for i, run in enumerate(study_runs.sweep(noise=0.002)):
         end = {"step": run.points[-1].step, "status": "completed"}
         write_run(folder, replace(run, run_id=f"run-{i}", extra={"imported": {}}, end=end))
     recipe = answer("plan", "--flops", "1e20", "--runs", str(folder))["recipe"]
-    assert recipe["peak_lr"] == pytest.approx(3e-4, rel=1e-4) and recipe["batch_tokens"] == pytest.approx(5e5, rel=0.01)
+    assert recipe["peak_lr"] == pytest.approx(3e-4, rel=1e-4) and abs(recipe["batch_tokens"] - 5e5) < 5 * 2048
