@@ -333,6 +333,29 @@ def test_fabrics_own_checkpoints(tmp_path: Path) -> None:
     assert run.model["class"] == "tiny.TinyLM"
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_learning_rate_is_that_of_the_step_whatever_becomes_of_the_optimizer(wrapped: bool, tmp_path: Path) -> None:
+    """It is read ahead of each step; a state that is loaded on the way puts other groups into the optimizer."""
+    net = model()
+    inner = torch.optim.SGD(net.parameters(), lr=1.0)
+    optimizer: Any = inner
+    if wrapped:  # as Accelerate does
+        groups = property(lambda self: inner.param_groups)
+        optimizer = type("Wrapper", (), {"optimizer": inner, "param_groups": groups})()
+    used = {}
+    with isoflop.Monitor(net, optimizer=optimizer, record_dir=tmp_path, log_every=5) as monitor:
+        for step, batch in enumerate(batches(Rows(160), 8), 1):
+            used[step] = inner.param_groups[0]["lr"]
+            net(**batch)["loss"].backward()
+            inner.zero_grad()
+            if step in (7, 13):
+                inner.load_state_dict(inner.state_dict())
+            inner.param_groups[0]["lr"] = 1 / (step + 1)  # as a scheduler would
+            monitor.step(2.5)
+    points = the_run(tmp_path).points
+    assert {point.step: point.lr for point in points} == {step: used[step] for step in (5, 10, 15, 20)}
+
+
 def test_an_optimizer_of_the_users_own_making_costs_the_learning_rate_alone(tmp_path: Path) -> None:
     class Closed:
         @property

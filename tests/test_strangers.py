@@ -460,6 +460,19 @@ def test_a_run_s_total(name: str, tmp_path: Path) -> None:
     assert not monitor.guard.aside
 
 
+@pytest.mark.parametrize("name", ["two_views_and_their_similarities", "turns_of_a_critic_before_the_generator_s"])
+def test_tokens_by_hand_leave_the_flops_of_whole_steps_as_they_are(name: str, tmp_path: Path) -> None:
+    totals = []
+    for given in (None, 7):
+        torch.manual_seed(0)
+        net, step = SCRIPTS[name]()
+        with isoflop.Monitor(net, record_dir=tmp_path / str(given), log_every=1) as monitor:
+            for i in range(STEPS):
+                monitor.step(step(i), tokens=given)
+        totals.append(monitor.totals)
+    assert totals[0].flops_known == totals[1].flops_known and totals[1].processed == 7 * STEPS
+
+
 def test_an_optimizer_that_has_the_loss_computed_several_times(tmp_path: Path) -> None:
     def begun() -> tuple[nn.Module, Step]:
         torch.manual_seed(0)

@@ -102,7 +102,7 @@ class Monitor(PlainLoop, Display):
         self._clock = Clock()
         self._device: Device | None = None
         self._lr: Any = None
-        self._group: dict[str, Any] = {"lr": None}  # the optimizer's first, which has it
+        self._held: dict[str, Any] = {"param_groups": [{"lr": None}]}  # the optimizer's attributes; none: no rate
         self._started = self._finished = self._opened = False
         self._attempt_began_at = 0
         self._uncounted = False  # steps of this run that nothing was counted of
@@ -163,7 +163,7 @@ class Monitor(PlainLoop, Display):
         """A micro-batch goes into a trainer's step, at whose end the observer's `end_batch` is called."""
         try:
             if self._quiet:
-                self._lr = self._group["lr"]
+                self._lr = self._held["param_groups"][0]["lr"]
             elif COUNTING in self.guard.aside:
                 return
             else:
@@ -178,7 +178,7 @@ class Monitor(PlainLoop, Display):
         """A micro-batch that is the model's own forward call."""
         try:
             if self._quiet:
-                self._lr = self._group["lr"]
+                self._lr = self._held["param_groups"][0]["lr"]
                 self.observer.forward(module, args, kwargs)
             elif COUNTING not in self.guard.aside:
                 self._begin()
@@ -192,16 +192,18 @@ class Monitor(PlainLoop, Display):
             self.guard.failed(COUNTING, error)
 
     def _begin(self) -> None:
-        """Before a micro-batch: the device, once, and the learning rate that its step will use."""
+        """Before a micro-batch: the device, once, and the learning rate that its step will use (not the next one's)."""
         if self._device is None:
             self.start()
             self._see_device()
             self._ddp = ddp_around(self._model)
-        groups = attempt(getattr, self.run.optimizer, "param_groups", None)  # an optimizer of the user's own making
-        group = self._group if self.run.optimizer is None else next(iter(groups or ()), None)
-        if known := isinstance(group, dict) and "lr" in group:
-            self._group, self._lr = group, group["lr"]  # now, for after the step it may be the next one's
-        self._quiet = known and self._device is not None and not (self.noise.armed or self._marked)
+        optimizer = self.run.optimizer
+        groups = attempt(getattr, optimizer, "param_groups", None)  # it may be of the user's own making
+        if known := isinstance(group := next(iter(groups or ()), None), dict) and "lr" in group:
+            inner, self._lr = attempt(getattr, optimizer, "optimizer", optimizer), group["lr"]  # of a wrapper
+            self._held = attempt(vars, inner) or {}
+            known = self._held.get("param_groups") is groups
+        self._quiet = (known or optimizer is None) and not (self._device is None or self.noise.armed or self._marked)
 
     def _on_failure(self) -> None:
         """Something steps aside: this step is no longer observed."""
@@ -263,8 +265,8 @@ class Monitor(PlainLoop, Display):
         if noise.active and (self.updates >= noise.next_step or batches != noise.forwards):
             noise.step(self.updates, tokens, batches)
         noise.marked = 0
-        total = run.total_steps or math.inf
-        last = before < total <= self.steps
+        total = math.inf if run.total_steps is None or before >= run.total_steps else run.total_steps
+        last = total <= self.steps
         if not run.logs_itself and (last or self.steps // self.log_every > before // self.log_every):
             if self._ranks.several and ends_apart(self._ddp):
                 self._apart = True
