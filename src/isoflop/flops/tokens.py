@@ -132,15 +132,8 @@ def _resized(each: Sequences, n: int) -> Sequences:
     return Sequences(n, cut(each.mask, False), cut(each.labels, True), False)
 
 
-class Places(NamedTuple):
-    """Where the calls of one signature have what `Sequences` holds, by names of their arguments ("": nowhere)."""
-
-    processed: int
-    mask: str
-    labels: str
-    shifted: bool
-
-
+Places = tuple[int, str, str, bool]
+"""Of the calls of one signature: processed tokens, names of mask and labels (""; none), whether these are shifted."""
 Copied = tuple[Places, torch.Tensor]
 """Masks and labels of one call, beside each other."""
 
@@ -151,7 +144,7 @@ def places_of(found: Sequence[Sequences], named: Mapping[str, Any]) -> Places | 
     name_of = {id(value): name for name, value in named.items()} | {id(None): ""}
     names = name_of.get(id(mask)), name_of.get(id(labels))
     differ = mask is not None and labels is not None and (mask.shape, mask.dtype) != (labels.shape, labels.dtype)
-    return () if len(found) > 1 or differ or None in names else Places(n, names[0] or "", names[1] or "", shifted)
+    return () if len(found) > 1 or differ or None in names else (n, names[0] or "", names[1] or "", shifted)
 
 
 def copy_at(places: Places, named: Mapping[str, Any]) -> Copied:
@@ -162,25 +155,22 @@ def copy_at(places: Places, named: Mapping[str, Any]) -> Copied:
 
 def join_sequences(batches: Sequence[list[Sequences] | Copied]) -> list[Sequences]:
     """The sequences of several batches of one shape, as those of one batch."""
-    each_found = [batch for batch in batches if isinstance(batch, list)]
-    joined = [_joined(each) for each in zip(*each_found, strict=True)]
-    copied = [batch for batch in batches if isinstance(batch, tuple)]
-    if copied:
-        n, mask, labels, shifted = copied[0][0]
-        parts = torch.stack([tensor for _, tensor in copied]).chunk(2 if mask and labels else 1, 1)
-        tensors = [part.flatten(0, 1) for part in parts]
-        joined.append(
-            Sequences(n * len(copied), tensors[0] if mask else None, tensors[-1] if labels else None, shifted)
-        )
-    return joined
+
+    def of_all(name: str, each: Sequence[Sequences]) -> torch.Tensor | None:
+        first = getattr(each[0], name)
+        return None if first is None else torch.cat([getattr(one, name) for one in each])
+
+    found = [batch if isinstance(batch, list) else _copied(*batch) for batch in batches]
+    return [
+        Sequences(sum(one.processed for one in each), of_all("mask", each), of_all("labels", each), each[0].shifted)
+        for each in zip(*found, strict=True)
+    ]
 
 
-def _joined(each: Sequence[Sequences]) -> Sequences:
-    def of_all(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-        return None if tensors[0] is None else torch.cat(tensors)  # type: ignore[arg-type]
-
-    numbers, masks, labels, shifted = zip(*each, strict=True)
-    return Sequences(sum(numbers), of_all(masks), of_all(labels), shifted[0])
+def _copied(places: Places, tensor: torch.Tensor) -> list[Sequences]:
+    n, mask, labels, shifted = places
+    parts = tensor.chunk(2) if mask and labels else (tensor,)
+    return [Sequences(n, parts[0] if mask else None, parts[-1] if labels else None, shifted)]
 
 
 def looks_integers_up(model: nn.Module) -> bool:
