@@ -52,7 +52,8 @@ class Monitored:
         for each in self.watching:
             for name in ("_validate_condition_metric", "_monitor_candidates"):
                 vars(each).pop(name, None)
-        self.watching, self._strict = [], []
+        self.watching.clear()  # in place: the callback has it, too
+        self._strict = []
 
 
 def _validates(stop: Any, guard: Guard) -> Any:
