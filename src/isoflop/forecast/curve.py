@@ -233,11 +233,10 @@ class LossBins:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore `state_dict()`, also of version 1, whose bins hold two more sums and whose `last` holds a rate."""
-        earlier = len(state["last"]) == 4
-        self.bins = {int(key): [float(v) for v in (row[1:5] if earlier else row)] for key, *row in state["bins"]}
+        """Restore `state_dict()`."""
+        self.bins = {int(key): [float(v) for v in row] for key, *row in state["bins"]}
         self.rates = {int(key): [float(v) for v in row] for key, *row in state["rates"]}
-        self.last_step, self.last_tokens, self.lost = (state["last"][i] for i in (0, 1, -1))
+        self.last_step, self.last_tokens, self.lost = state["last"]
         first = state.get("first", (0, 0))  # earlier versions have none
         self.first = float(first[0]), float(first[1])
 

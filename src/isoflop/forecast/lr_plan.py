@@ -189,7 +189,7 @@ class LrPlan:
         Raises:
             ValueError: what is wrong with the text, or it does not fit into the run.
         """
-        kind, given = parse_named(text)
+        kind, given = _parsed(text)
         steps, warmup = round(given.get("steps", total)), round(given.get("warmup", 0))
         decay, shape = given.get("decay", steps - warmup), "cosine" if kind == "cosine" else "linear"
         decay = decay * steps if 0 < decay < 1 else decay
@@ -197,15 +197,8 @@ class LrPlan:
         return plan if total <= steps else cls(np.append(plan.steps, total), np.append(plan.lr, plan.lr[-1]))
 
 
-def parse_named(text: str) -> tuple[str, Mapping[str, float]]:
-    """Kind and constants of a schedule by name (`LrPlan.named`).
-
-    >>> parse_named("wsd:warmup=500,decay=0.2,end=0")
-    ('wsd', {'warmup': 500.0, 'decay': 0.2, 'end': 0.0})
-
-    Raises:
-        ValueError: what was expected and what came.
-    """
+def _parsed(text: str) -> tuple[str, Mapping[str, float]]:
+    """Kind and constants of a schedule by name; ValueError says what was expected and what came."""
     kind, _, rest = text.replace(" ", "").lower().partition(":")
     if kind not in NAMED:
         raise ValueError(f"expected a schedule named {', '.join(NAMED)}, such as {EXAMPLE!r}, got {text!r}")

@@ -400,22 +400,19 @@ class OnlineForecaster(Estimator):
         return seen.mean, doubt * np.sqrt(_variance(seen) + (CURVE_FLOOR * seen.mean) ** 2)
 
     def _basis(self, fit: Fit) -> tuple[str, ...]:
-        basis = [
-            f"the losses up to step {fit.now:,.0f}",
-            f"the learning-rate plan to step {fit.plan.total_steps:,}",
-            f"priors: {self.priors.source}",
-        ]
-        if self.N is None or self.batch_tokens is None:
-            basis.append("the size or the batch is not known: wider priors")
-        if comparable_peak(fit.plan.peak, self.optimizer) is None:
-            basis.append(
-                "another optimizer than Adam's family, or no real learning rate: a wider prior of the decay's gain"
-            )
-        if fit.doubt >= DOUBTED:
-            basis.append("the losses so far follow the curve's form badly: a wider interval")
-        if self.task.unlike_pretraining and not self.priors.own_runs:
-            basis.append(f"wider priors: {self.task.unlike_pretraining}")
-        return tuple(basis)
+        alone = not self.priors.own_runs
+        notes = {
+            f"the losses up to step {fit.now:,.0f}": True,
+            f"the learning-rate plan to step {fit.plan.total_steps:,}": True,
+            f"priors: {self.priors.source}": True,
+            "the size or the batch is not known: wider priors": self.N is None or self.batch_tokens is None,
+            "another optimizer than Adam's family, or no real learning rate: a wider prior of the decay's gain": (
+                comparable_peak(fit.plan.peak, self.optimizer) is None
+            ),
+            "the losses so far follow the curve's form badly: a wider interval": fit.doubt >= DOUBTED,
+            f"wider priors: {self.task.unlike_pretraining}": alone and self.task.unlike_pretraining,
+        }
+        return tuple(note for note, holds in notes.items() if holds)
 
     def what_if(self, plan: LrPlan, new: LrPlan, level: float = 0.8) -> Forecast | NoForecast:
         """The loss at the end of another plan: more steps, another decay.
