@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.arrays import Array
-from isoflop.forecast.curve import KERNELS, OFF_PLAN, FeaturesPath, LossBins, LossCurve, falls, path
+from isoflop.forecast.curve import KERNELS, OFF_PLAN, FeaturesPath, LossBins, LossCurve, falls, kernel_weights, path
 from isoflop.forecast.forecast import NO_PLAN, T80, Forecast, NoForecast, Refusal, forecast_of
 from isoflop.forecast.lr_plan import LrPlan
 from isoflop.forecast.posterior import FLOOR, CurvePosterior, Moments, Normal, Prediction, independent, solve
@@ -270,7 +270,7 @@ def _signs(posterior: CurvePosterior, road: FeaturesPath, priors: tuple[Normal, 
     if n < FEWEST or len(posterior.steps) - n < 2:
         return
     loss, w = posterior.loss[n:], posterior.precision[n:]
-    seen = posterior.first(n, road, *priors).predict(road, posterior.steps[n - 1 :])
+    seen = posterior.rest(n, *priors, kernel_weights(road))
     variance = float(np.average(_variance(seen)[1:], weights=w) + 1 / w.sum()) + (FLOOR * loss[-1]) ** 2
     yield abs(float(np.average(loss - seen.mean[1:], weights=w))) / math.sqrt(variance)
 
@@ -318,7 +318,7 @@ class OnlineForecaster(Estimator):
             wide = widened(before)
             priors = blended(priors, before, facts_of(solve(road, step, loss, count, *wide), wide))
         posterior = solve(road, step, loss, count, *priors)
-        missing = _check_residuals(posterior.residuals, loss) or _check_fall(road.x(step), loss, step, *priors[:2])
+        missing = _check_residuals(posterior.residuals, loss) or _check_fall(posterior.x, loss, step, *priors[:2])
         if missing is not None:
             return missing
         doubt = math.hypot(1, *(DOUBT * max(sign - 1, 0.0) for sign in _signs(posterior, road, priors)))

@@ -7,7 +7,7 @@ is not plugged in but averaged over, which makes the evidence that of a Student 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -88,14 +88,15 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True)
 class CurvePosterior:
-    """Grid weights over (α, kernel), and the Gaussian posterior of (A, C) at each; A is the height at `x_ref`."""
+    """Grid weights over (α, kernel), and the Gaussian posterior of (A, C) at each; A is the height at the last bin."""
 
     alphas: Array
     weight: Array
     grid: Grid
-    x_ref: float
     noise: float  # standard deviation of one raw step's loss, nats
-    steps: Array  # the bins it was made from, their losses, and the precision each was given
+    steps: Array  # the bins it was made from, their effective steps and falls, losses, and the precision each was given
+    x: Array
+    fall: Array
     loss: Array
     precision: Array
     residuals: Array  # of the likeliest curve, nats
@@ -118,15 +119,22 @@ class CurvePosterior:
         A2, C2 = w * (grid.A**2 + grid.var_A), w * (grid.C**2 + grid.var_C)
         means = (w * grid.A).sum(1), (w * grid.C).sum(0)
         both = w * (grid.both + grid.A * grid.C)
-        about = np.array([grid.loss, grid.level, self.x_ref])[:, None]
+        about = np.array([grid.loss, grid.level, self.x[-1]])[:, None]
         return Moments(self.alphas, grid.decay, grid.fall, *means, A2.sum(1), C2.sum(0), both, *about)
 
-    def first(self, n: int, road: FeaturesPath, alpha: Normal, amplitude: Normal, gain: Normal) -> CurvePosterior:
-        """That of the first n bins alone, with the precision that all of them gave these."""
-        alphas, decay, before = _curves(alpha, PLACES[::2], road.x(self.steps), kernel_weights(road))
-        steps, loss, w, residuals = (part[:n] for part in (self.steps, self.loss, self.precision, self.residuals))
-        grid = _grid(decay[:, :n], falls(road, KERNELS, steps), loss, w, *_known(amplitude, gain))
-        return CurvePosterior(alphas, _weights(grid, before), grid, self.x_ref, self.noise, steps, loss, w, residuals)
+    def rest(self, n: int, alpha: Normal, amplitude: Normal, gain: Normal, belief: Array) -> Prediction:
+        """What the first n bins, with the precision that all gave them, predict at the last of them and the others.
+
+        Args:
+            n: bins.
+            alpha, amplitude, gain: priors, as for `solve`.
+            belief: log prior weights of the kernels.
+        """
+        alphas, decay, before = _curves(alpha, PLACES[::2], self.x, belief)
+        first, known = (self.fall[:, :n], self.loss[:n], self.precision[:n]), _known(amplitude, gain)
+        grid = _grid(decay[:, :n], *first, *known)
+        early = replace(self, alphas=alphas, weight=_weights(grid, before), grid=grid)
+        return early.moments.predict(self.x[n - 1 :], self.fall[:, n - 1 :])
 
 
 def solve(
@@ -174,7 +182,7 @@ def solve(
     alphas, decay, before = _curves(alpha, centre + width * PLACES, x, belief)
     grid = _grid(decay, fall, loss, w, prior, believed)
     noise = sd * float(np.mean(count)) ** 0.5
-    return CurvePosterior(alphas, _weights(grid, before), grid, float(x[-1]), noise, steps, loss, w, residual)
+    return CurvePosterior(alphas, _weights(grid, before), grid, noise, steps, x, fall, loss, w, residual)
 
 
 def _curves(alpha: Normal, places: Array, x: Array, belief: Array) -> tuple[Array, Array, Array]:
