@@ -358,6 +358,9 @@ def test_a_law_for_each_group_of_a_column(tmp_path: Path) -> None:
     assert set(only) == {"E[web]", "E[code]", "A", "B", "alpha", "beta"} and only["A"] == pytest.approx(400, rel=1e-3)
     shown = run(path, "--group", "corpus", "--draws", 20)
     assert shown.exit_code == 0 and "E[web]" in shown.stdout and "E[code]" in shown.stdout
+    assert "never reaches it" in shown.stdout  # web's loss does not fall to code's
+    equal = {row["group"]: row for row in apart["at_equal_compute"]["groups"]}
+    assert equal["web"]["factor"] is None and equal["code"]["factor"] == pytest.approx(1)
     assert told(path, "--group", "nothing").startswith(
         "--group: expected a column that separates groups of runs (corpus"
     )

@@ -186,7 +186,8 @@ def _print_groups(compared: Groups | str, column: str) -> None:
     table = grid(*heads, left=range(4), folded=range(4))
     for row in compared.rows:
         loss = "{:.4f} ({:.4f}–{:.4f})".format(row.loss, *row.loss_interval)
-        factor = "{:.3g}× ({:.3g}–{:.3g})".format(row.factor, *row.factor_interval) if row.above else "1×"
+        factor = "1×" if not row.above else "{:.3g}× ({:.3g}–{:.3g})".format(row.factor, *row.factor_interval)
+        factor = factor if row.factor < float("inf") else "never reaches it"
         table.add_row(row.group, loss, short(row.N), factor)
     screen().print(table)
     said = f"{compared.sentence}. Each at its best size for the largest compute that all reach (6·N·D)"

@@ -317,8 +317,8 @@ def _print_ranking(ranking: Ranking, open_end: Collection[str]) -> None:
             _probability(run.among_best),
             "finished" if run.finished else run.stopped or ("can stop" if run.can_stop else ""),
         )
-    for reason, names in by_reason(ranking.silent.items()).items():
-        table.add_row(listed(names), "–", "–", "–", "–", reason)
+    for reason, without in by_reason(ranking.silent.items()).items():
+        table.add_row(listed(without), "–", "–", "–", "–", reason)
     console.print(table)
     if open_end and ranking.runs:
         console.print(

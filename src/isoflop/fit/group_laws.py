@@ -92,21 +92,36 @@ def groups_at_equal_compute(
     losses = {name: HOFFMANN.at({"N": n, "D": d}, laws[name]) for name, (n, d) in sizes.items()}
     if not all(np.isfinite(values[0]) for values in losses.values()):
         return "a group's law has no best size: its exponents or constants are not positive"
+    free = len(label) - len(fitted.parameters)
+    if free < 1:
+        return "as many constants as runs"
+    few = (len(label) / free) ** 0.5
     order = sorted(names, key=lambda name: float(losses[name][0]))
     found = []
     for name in order:
         n, d = hoffmann_at_reducible(laws[name], losses[order[0]] - laws[name]["E"], COST)
         loss, above, factor = losses[name], losses[name] - losses[order[0]], TRAINING_FLOPS * n * d / C
-        (best_n, best_d), span = sizes[name], partial(interval, level=fitted.level)
+        (best_n, best_d), span = sizes[name], partial(_widened, few=few, level=fitted.level)
         found.append(
             GroupAt(
                 name, float(best_n[0]), float(best_d[0]),
-                float(loss[0]), span(loss[1:]),
-                float(above[0]), span(above[1:]),
-                float(factor[0]), span(factor[1:]),
+                float(loss[0]), span(loss),
+                float(above[0]), span(above),
+                float(factor[0]), span(factor),
             )
         )  # fmt: skip
     return Groups(C, fitted.level, tuple(found))
+
+
+def _widened(values: Array, few: float, level: float) -> tuple[float, float]:
+    """The interval of draws [1 + draws], `few` times as far from the first value, which is the estimate.
+
+    Resampled residuals scatter by (n − p)/n of the noise's variance where p constants were fitted to n runs.
+    """
+    low, high = interval(values[1:], level)
+    if not np.isfinite(values[0]):  # it never reaches the loss
+        return low, high
+    return float(values[0] + few * (low - values[0])), float(values[0] + few * (high - values[0]))
 
 
 def _constants(fitted: LawFit, group: str) -> Mapping[str, Array]:
