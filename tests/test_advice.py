@@ -89,7 +89,8 @@ SAID = [
         target,
         {"target_loss": 2.4, "forecast": ENDING},
         Severity.WARNING,
-        """The run will not reach the target of 2.400 nats per token: the forecast is 2.500 at step 10,000.
+        """The run will not reach the target of 2.400 nats per token: the forecast is 2.500 [2.480, 2.520] at step \
+10,000.
   Do: stop and change the plan, or train longer, with the learning rate's end moved along; or lower the target. \
 Saves: compute = 1.1e+20 FLOPs, time = 10 hours.
   Based on: this run's forecast. Probability: over 99%.
@@ -120,8 +121,8 @@ Saves: compute = 9.36e+18 FLOPs, time = 15 hours.
         target,
         {"target_loss": 2.4, "forecast": ENDING, "forecast_of": "eval/c4"},
         Severity.WARNING,
-        """The run will not reach the target of 2.400 nats per token on eval/c4: the forecast is 2.500 at step \
-10,000.
+        """The run will not reach the target of 2.400 nats per token on eval/c4: the forecast is 2.500 \
+[2.480, 2.520] at step 10,000.
   Do: stop and change the plan, or train longer, with the learning rate's end moved along; or lower the target. \
 Saves: compute = 1.1e+20 FLOPs, time = 10 hours.
   Based on: this run's forecast. Probability: over 99%.
@@ -184,7 +185,7 @@ Saves: compute = 3.12e+18 FLOPs, time = 2.5 hours.
         {"expected": [against((2.56, 2.55), (2.69, 2.69), made_at=3900), against((2.55, 2.54), (2.69, 2.69), sd=0.02)]},
         Severity.WARNING,
         f"""The loss has left its curve: 2.690 nats per token, where 2.550 was expected, \
-29 standard deviations below.
+29 standard deviations off.
   Do: look at the learning rate, {LOOK}; compare with a checkpoint of step 3,900.
   Based on: this run's curve up to step 3,900.
   Numbers: loss = 2.690 nats per token, expected = 2.550 nats per token [2.541, 2.559] (95% intervals).""",
@@ -194,7 +195,7 @@ Saves: compute = 3.12e+18 FLOPs, time = 2.5 hours.
         {"by_ladder": against((2.5, 2.5), (2.7, 2.7), sd=0.03, made_at=0)},
         Severity.WARNING,
         f"""The loss has left its curve: 2.700 nats per token, where 2.500 was expected, \
-7 standard deviations below.
+7 standard deviations off.
   Do: look at the learning rate, {LOOK}; compare with them.
   Based on: your earlier sizes (history=).
   Numbers: loss = 2.700 nats per token, expected = 2.500 nats per token [2.440, 2.560] (95% intervals).""",
@@ -248,7 +249,7 @@ tune the learning rate again with the batch.
         epochs,
         {"unique_tokens": 5e8},
         Severity.INFO,
-        """52.0 epochs over 500M unique tokens are planned: at the end a repeated token is worth 4% of a new one.
+        """52 epochs over 500M unique tokens are planned: at the end a repeated token is worth 4% of a new one.
   Do: bring more data, or stop after about 22 epochs.
   Based on: Muennighoff et al. 2023: R_D* = 15.4; their runs leave it open between 6.6 and 95 or more.
   Numbers: epochs = 52, worth of the last token = 3.64% [0.0441%, 58.5%] (90% intervals).""",

@@ -13,8 +13,20 @@ import torch
 from torch import nn
 
 import isoflop
-from isoflop.advice import RULES, Adviser, Evaluated, Expected, Reason, Severity, Situation, Thresholds
-from isoflop.forecast import LrPlan, NoForecast, OnlineForecaster, Refusal
+from isoflop.advice import (
+    RULES,
+    Advice,
+    Adviser,
+    Evaluated,
+    Expected,
+    Missing,
+    Reason,
+    Severity,
+    Situation,
+    Thresholds,
+)
+from isoflop.forecast import LrPlan, NoForecast, OnlineForecaster, Refusal, forecast_of
+from isoflop.live.run_info import steps_of_epoch
 from isoflop.record.task import Task
 
 NAMELESS = Task(modality="other")
@@ -179,7 +191,41 @@ def test_no_plateau_is_claimed_where_none_was_looked_for(tmp_path: Path, capsys:
     assert "fine: loss (no divergence)" in text and "a vocabulary" not in text and "its vocabulary" not in text
 
 
-# -- targets, decay, resumes ------------------------------------------------------------------------------------------
+# -- epochs, targets, decay, resumes ----------------------------------------------------------------------------------
+@pytest.mark.parametrize(("planned", "said"), [(3000, True), (1200, False), (90, False)])
+def test_epochs_of_the_trainers_data_set(planned: int, said: bool) -> None:
+    """30, 12 and less than one; the rows may be drawn anew each time, so that it is no warning."""
+    known = {"step": 50, "total_steps": planned, "tokens": 5e6, "tokens_per_step": 1e5, "N": 1e6, "epoch_steps": 100}
+    told = judged("the epochs", **known)
+    assert bool(told) is said and (not said or told.severity is Severity.INFO)
+    assert not said or ("30 epochs over 10M tokens of data" in told.what and "drawn anew" in told.do)
+    assert judged("the epochs", **{**known, "unique_tokens": 1e9}) is None
+
+
+def test_a_stream_has_no_epochs() -> None:
+    class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            return iter(range(64))
+
+        def __len__(self) -> int:
+            return 64
+
+    loader = torch.utils.data.DataLoader(list(range(64)), batch_size=8)
+    assert steps_of_epoch(loader, 1) == 8 and steps_of_epoch(loader, 3) == 3
+    for other in (torch.utils.data.DataLoader(Stream(), batch_size=8), [1, 2], None):
+        assert steps_of_epoch(other, 1) is None
+
+
+@pytest.mark.parametrize(("low", "plan", "said"), [(2.2, True, True), (1.5, True, False), (2.2, False, False)])
+def test_a_target_that_even_a_wide_forecast_misses(low: float, plan: bool, said: bool) -> None:
+    """Not by a rate to come that is assumed."""
+    wide = forecast_of(2.5, 2.5 - low, level=0.8, step=1000, estimator="")
+    rates = LrPlan.linear(1000, 1e-3, 10) if plan else None
+    known = {"target_loss": 1.2, "forecast": NoForecast(Refusal.TOO_WIDE, {"half": 0.2, "most": 0.1}, wide)}
+    told = judged("the target", rates=rates, **known)
+    assert isinstance(told, Advice) is said and isinstance(told, Missing) is not said
+
+
 @pytest.mark.parametrize(("loss", "said"), [(0.02, True), (0.4, False), (0.0, False), (-0.3, False)])
 def test_a_loss_that_no_text_has(loss: float, said: bool) -> None:
     """Targets that are the inputs, or batches that come again."""
@@ -207,7 +253,7 @@ def test_a_resume_with_other_weights(after: float, said: bool) -> None:
     assert judged("the resume", losses=[*FALLING, *later], resumed_at=500) is None
 
 
-def curve(steps: int, **faults: Any) -> tuple[OnlineForecaster, list[Any]]:
+def curve(steps: int, **faults: Any) -> tuple[OnlineForecaster, list[Any], Adviser]:
     """A planted curve under advice, with its batch, loss and rate by step."""
     adviser, rng, forecaster, told = Adviser(), np.random.default_rng(1), OnlineForecaster(N=1e8), []
     batch, more, rate = (faults.get(name, default) for name, default in FAULTS.items())
@@ -217,7 +263,7 @@ def curve(steps: int, **faults: Any) -> tuple[OnlineForecaster, list[Any]]:
         loss = 2 + 10 * step**-0.3 + more(step) + 0.01 * float(rng.normal())
         forecaster.add(step, tokens, rate(step), loss, 20)
         told += adviser.log(Situation(step=step, total_steps=steps, loss=loss), forecaster)
-    return forecaster, told
+    return forecaster, told, adviser
 
 
 FAULTS = {"batch": lambda step: 5e5, "more": lambda step: 0.0, "rate": lambda step: 1e-3}
@@ -249,10 +295,28 @@ def test_batches_that_come_again_lower_the_loss_below_its_curve() -> None:
         assert (judged("the curve, from above", expected=[lower], evaluations=points) is not None) is found
 
 
+STAY = {
+    Reason.BELOW_CURVE: lambda step: -1.2 * (1 - math.exp(-max(step - 3000, 0) / 400)),
+    Reason.PLATEAU: lambda step: 10 * 3000**-0.3 - 10 * step**-0.3 if step > 3000 else 0.0,
+    Reason.OFF_CURVE: lambda step: 0.15 * (1 - math.exp(-max(step - 3000, 0) / 400)),
+}
+
+
+@pytest.mark.parametrize("reason", STAY)
+def test_a_curve_that_was_left_is_not_joined_again_by_a_fit_of_the_fault(reason: Reason) -> None:
+    """Fits from before the fault are kept as long as it lasts, four times as many steps here; and no longer."""
+    over = {"more": lambda step: STAY[reason](step) if step < 6000 else 0.0}
+    for faults, stands in (({"more": STAY[reason]}, True), (over, False)):
+        _, told, adviser = curve(12_000, **faults)
+        assert reason in {advice.reason for advice in told}
+        assert (reason in {advice.reason for advice in adviser.current}) is stands, stands
+        assert (reason in {advice.reason for advice in adviser.gone}) is not stands, stands
+
+
 def test_a_learning_rate_of_zero_ends_no_advice() -> None:
     """Without progress there is no slope to fit."""
     rests = {"more": lambda step: 10 * 1000**-0.3 - 10 * step**-0.3 if step > 1000 else 0.0}
-    forecaster, _ = curve(6000, **rests, rate=lambda step: max(1 - step / 1000, 0.0) * 1e-3)
+    forecaster, *_ = curve(6000, **rests, rate=lambda step: max(1 - step / 1000, 0.0) * 1e-3)
     found = forecaster.forecast(LrPlan(np.array([0.0, 1000.0, 6000.0]), np.array([1e-3, 0.0, 0.0])))
     assert isinstance(found, NoForecast) and found.reason is Refusal.STUCK
 
@@ -266,7 +330,7 @@ def explodes(step: int, loss: float) -> float:
     return 5.5 if step <= 6 else min(5.5 + 3 * (step - 6), 400.0) - max(step - 150, 0)
 
 
-@pytest.mark.parametrize(("log_every", "by"), [(10, 40), (2, 32)])
+@pytest.mark.parametrize(("log_every", "by"), [(50, 150), (10, 40), (2, 32)])
 def test_an_explosion_in_the_first_steps_ends_the_run(log_every: int, by: int, tmp_path: Path, capsys: Any) -> None:
     options: Any = {**EXPLODES, "log_every": log_every, "task": "pretraining"}
     monitor, _ = trained(tmp_path, stepped, loss=explodes, **options)
@@ -315,5 +379,5 @@ def test_a_fault_that_stays_is_not_over(tmp_path: Path, capsys: pytest.CaptureFi
         _, told = trained(tmp_path / name, stepped, steps=800, loss=level, task="pretraining")
         end = capsys.readouterr().out
         assert len([advice for advice in told if advice.reason is Reason.DIVERGING]) == 1, name
-        assert "stood to the end: the loss diverges" in end and "no longer held" not in end
+        assert "stood to the end: the loss has risen." in end and "no longer held" not in end
         assert "the loss ended at 2." in end and "above its best of 2.1" in end and "fine: loss" not in end

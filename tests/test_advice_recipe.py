@@ -249,3 +249,40 @@ def test_the_line_of_recipes() -> None:
     for task in (Task(optimizer="muon"), Task(start="finetuning"), Task(objective="masked")):
         assert recipe_line(run(task=task)) == ""
     assert recipe_line(run(N=1e5, N_non_embedding=1e5, tokens=1e5, tokens_per_step=100.0)) == ""
+
+
+RUNS = [
+    ("GPT-3 125M", 8.5e7, 3e11, 6e-4),
+    ("GPT-3 1.3B", 1.3e9, 3e11, 2e-4),
+    ("GPT-3 175B", 1.75e11, 3e11, 6e-5),
+    ("Gopher", 2.8e11, 3e11, 4e-5),
+    ("Chinchilla", 7e10, 1.4e12, 1e-4),
+    ("BLOOM", 1.76e11, 3.66e11, 6e-5),
+    ("Pythia 70M", 1.9e7, 3e11, 1e-3),
+    ("Pythia 12B", 1.13e10, 3e11, 1.2e-4),
+    ("Llama 7B", 6.7e9, 1e12, 3e-4),
+    ("Llama 2 70B", 7e10, 2e12, 1.5e-4),
+    ("Llama 3 405B", 4.05e11, 1.5e13, 8e-5),
+    ("DeepSeek LLM 7B", 7e9, 2e12, 4.2e-4),
+    ("DeepSeek LLM 67B", 6.7e10, 2e12, 3.2e-4),
+    ("TinyLlama", 1e9, 3e12, 4e-4),
+    ("SmolLM2 1.7B", 1.6e9, 1.1e13, 5e-4),
+    ("OLMo 2 7B", 7e9, 4e12, 3e-4),
+    ("OLMo 2 13B", 1.3e10, 5e12, 9e-4),
+    ("OLMo 2 32B", 3.2e10, 6e12, 6e-4),
+    ("DCLM 7B", 7e9, 2.5e12, 2e-3),
+]
+"""(Name, N, D, peak rate) of runs whose reports give them: their rates work."""
+
+
+def test_rates_of_published_runs_are_not_called_far_off_and_far_ones_are() -> None:
+    """Beyond the sizes that recipes were fitted to they differ tenfold, and so do runs."""
+
+    def found(N: float, D: float, rate: float) -> Any:
+        plan = {"step": 10, "total_steps": 100_000, "tokens": D / 1e4, "tokens_per_step": D / 1e5, "warmup_steps": 0}
+        return RULES["the learning rate"](Situation(**plan, N=N, N_non_embedding=N, peak_rate=rate), Thresholds())
+
+    assert [name for name, *run, rate in RUNS if found(*run, rate)] == []
+    assert [name for name, *run, rate in RUNS if found(*run, 100 * rate).reason is not Reason.RATE_HIGH] == []
+    low = [found(*run, rate / 30) for _, *run, rate in RUNS]
+    assert sum(each is not None and each.reason is Reason.RATE_LOW for each in low) >= 0.9 * len(RUNS)

@@ -1,7 +1,8 @@
 """Advice in simulated worlds, where the truth is known: right where it speaks, and silent where nothing is wrong.
 
 The draw is `worlds.world`: D/N of the optimum log-uniform in 10–60, N in 1e7–1e10, the size 1/8 to 8 times the best,
-the batch .05–20 times critical; 16 worlds by default, 500 with the slow marker.
+the batch .05–20 times critical; `worlds.KINDS` names what else is drawn. 16 worlds by default, 500 of each kind with
+the slow marker.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import pytest
 from isoflop.advice import Advice, Missing, Reason, Situation, Thresholds, planned
 from isoflop.advice.run_state import LEAST_FLOPS
 from isoflop.record import Task
-from worlds import World, live_through, right, world
+from worlds import KINDS, World, live_through, right, world, world_of
 
 RESIZE = {Reason.TOO_LARGE, Reason.TOO_SMALL}
 
@@ -22,26 +23,29 @@ def told(w: World, advice: Advice | Missing | None) -> bool | None:
     return advice.reason in RESIZE if isinstance(advice, Advice) else None
 
 
-@pytest.mark.parametrize("worlds", [16, pytest.param(500, marks=pytest.mark.slow)])
-def test_advice_agrees_with_the_truth(worlds: int) -> None:
+MANY = [("plain", 16), *(pytest.param(kind, 500, marks=pytest.mark.slow) for kind in KINDS)]
+
+
+@pytest.mark.parametrize(("kind", "worlds"), MANY)
+def test_advice_agrees_with_the_truth(kind: str, worlds: int) -> None:
     rng = np.random.default_rng(0)
     verdicts, clear, spoke = [], 0, 0
     for _ in range(worlds):
-        w = world(rng)
+        w = world_of(kind, rng)
         said = live_through(w, rng)
         verdicts += [verdict for advice in said if (verdict := right(w, advice)) is not None]
-        large = 6 * w.N * w.D >= LEAST_FLOPS  # of published sweeps
+        large = 6 * w.N * w.D >= LEAST_FLOPS and w.epochs == 1  # of published sweeps, which are of single epochs
         clear += large and w.waste > 0.2
         spoke += large and w.waste > 0.2 and bool(RESIZE & {advice.reason for advice in said})
     assert len(verdicts) > worlds / 2 and np.mean(verdicts) >= 0.95
-    assert spoke >= 0.6 * clear
+    assert spoke >= 0.6 * clear or kind == "muon"  # of other optimizers less is known
 
 
-@pytest.mark.parametrize("worlds", [16, pytest.param(500, marks=pytest.mark.slow)])
-def test_at_the_optimum_nothing_is_said(worlds: int) -> None:
+@pytest.mark.parametrize(("kind", "worlds"), MANY)
+def test_at_the_optimum_nothing_is_said(kind: str, worlds: int) -> None:
     rng = np.random.default_rng(1)
     silent = [
-        all(advice.reason is Reason.FRONTIER for advice in live_through(world(rng, at_optimum=True), rng))
+        all(advice.reason is Reason.FRONTIER for advice in live_through(world_of(kind, rng, at_optimum=True), rng))
         for _ in range(worlds)
     ]
     assert np.mean(silent) >= 0.97

@@ -10,7 +10,10 @@ import numpy as np
 from isoflop.advice import Advice, Adviser, Batch, Reason, Situation
 from isoflop.forecast import LrPlan, OnlineForecaster
 from isoflop.laws import HOFFMANN, Law, waste_of
+from isoflop.laws.forms import effective_amount
+from isoflop.laws.recipes import RATES, blended
 from isoflop.noise import Belief, combine
+from isoflop.record import Task
 
 LOG_STEPS = 60
 PRIOR_SD, MODEL_SD = 0.5, 0.5
@@ -19,7 +22,10 @@ PRIOR_SD, MODEL_SD = 0.5, 0.5
 
 @dataclass(frozen=True)
 class World:
-    """A law, a plan, a batch; `k` is N over the optimum at the planned compute."""
+    """A law, a plan, a batch; `k` is N over the optimum at the planned compute.
+
+    `worth_lasts` is R_D*, epochs over which repeated data lose their worth; `rate_off` the peak rate over the best.
+    """
 
     law: Law
     k: float
@@ -31,15 +37,49 @@ class World:
     anneal: float
     noise: float
     schedule: str
+    optimizer: str = "adam"
+    epochs: float = 1.0
+    worth_lasts: float = 15.4
+    rate_off: float = 1.0
 
     @property
     def waste(self) -> float:
         """Extra compute over what the final loss needs."""
         return float(waste_of(self.law, self.N, self.D).extra[0])
 
+    @property
+    def rate(self) -> float:
+        """The peak."""
+        run = {"N": self.N, "D": self.D, "C": 6 * self.N * self.D, "width": 768 * (self.N / 85e6) ** (1 / 3)}
+        return self.rate_off * blended(RATES, run)
+
+    def worth(self, D: float) -> float:
+        """Of D tokens, in new ones."""
+        return float(effective_amount(D, min(self.D / self.epochs, D), self.worth_lasts))
+
     def best_size(self, D: float) -> float:
         """N of least compute for the loss of this N on D tokens."""
         return float(waste_of(self.law, self.N, D).N[0])
+
+
+KINDS = ("plain", "muon", "wsd", "repeated data", "rates off")
+"""Of worlds: as `world` draws them; Muon's optima, which lie at 7 to 15 tokens per parameter; …"""
+
+
+def world_of(kind: str, rng: np.random.Generator, at_optimum: bool = False) -> World:
+    """A world of a kind; where nothing is wrong with it, data are repeated 4 times at most, and rates within 2."""
+    w = world(rng, at_optimum, (7, 15) if kind == "muon" else (10, 60))
+    if kind == "muon":
+        return replace(w, optimizer="muon")
+    if kind == "wsd":
+        return replace(w, schedule="wsd")
+    if kind == "repeated data":
+        epochs = rng.uniform(1, 4) if at_optimum else math.exp(rng.uniform(0, math.log(100)))
+        return replace(w, epochs=epochs, worth_lasts=15.4 * math.exp(0.4 * rng.normal()))
+    if kind == "rates off":
+        near, far = math.exp(rng.uniform(-math.log(2), math.log(2))), 10.0 ** rng.choice([-1, 1])
+        return replace(w, rate_off=near if at_optimum else near * far)
+    return w
 
 
 def world(rng: np.random.Generator, at_optimum: bool = False, ratios: tuple[float, float] = (10, 60)) -> World:
@@ -103,13 +143,20 @@ def live_through(w: World, rng: np.random.Generator) -> list[Advice]:
         flops_per_token=6 * w.N,
         tokens=per_step,
         rates=plan,
+        task=Task(optimizer=w.optimizer),
+        unique_tokens=w.D / w.epochs if w.epochs > 1 else None,
+        peak_rate=w.rate,
     )
     said = adviser.start(base)
     for step in np.unique(np.linspace(w.steps / 300, w.steps, 300).astype(int)):
         if step < plan.warmup_steps:
             continue
         D = step * per_step
-        loss = constants["E"] + constants["A"] / w.N ** constants["alpha"] + constants["B"] / D ** constants["beta"]
+        loss = (
+            constants["E"]
+            + constants["A"] / w.N ** constants["alpha"]
+            + constants["B"] / w.worth(D) ** constants["beta"]
+        )
         loss += w.anneal * float(plan.at(step)) / plan.peak + w.noise * rng.normal()
         forecaster.add(int(step), D, float(plan.at(step)), loss, max(w.steps // 300, 1))
         if step % max(w.steps // LOG_STEPS, 1) < w.steps / 300:
@@ -131,5 +178,8 @@ def right(w: World, advice: Advice) -> bool | None:
         Reason.PAST_EFFICIENT: w.best_size(D) > w.N,
         Reason.BATCH_LARGE: w.batch_over_critical > 1,
         Reason.BATCH_SMALL: w.batch_over_critical < 0.5,
+        Reason.EPOCHS: math.exp(-(w.epochs - 1) / w.worth_lasts) < 0.5,
+        Reason.RATE_HIGH: w.rate_off > 2,
+        Reason.RATE_LOW: w.rate_off < 0.5,
     }
     return verdicts.get(advice.reason, False)  # nothing else is wrong with these runs

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from isoflop.guard import Guard, attempt, declare, pass_on
-from isoflop.live.run_info import RunInfo
+from isoflop.live.run_info import RunInfo, steps_of_epoch
 from isoflop.live.scalars import CHARTS, TAGS, AxisPoint
 from isoflop.live.scheduler import Calls, by_batch, by_epoch
 from isoflop.live.sinks import summary
@@ -39,6 +39,7 @@ def describe_trainer(trainer: Any, guard: Guard) -> RunInfo:
         together=True,
         run_name=_run_name(loggers),
         total_steps=_total_steps(trainer),
+        epoch_steps=steps_of_epoch(attempt(lambda: trainer.train_dataloader), trainer.accumulate_grad_batches),
         optimizer=trainer.optimizers[0] if trainer.optimizers else None,
         schedule=", ".join(schedules) or None,
         scheduler=scheduler,

@@ -12,7 +12,7 @@ import torch
 
 from isoflop.flops.totals import sum_over_ranks, world_size
 from isoflop.guard import Guard
-from isoflop.live.run_info import RunInfo
+from isoflop.live.run_info import RunInfo, steps_of_epoch
 from isoflop.live.scheduler import by_epoch
 from isoflop.live.sinks import TensorBoardSink
 from isoflop_transformers.split import find_trainer
@@ -31,6 +31,7 @@ def describe_training(args: Any, state: Any, given: Mapping[str, Any], guard: Gu
         together=True,
         run_name=getattr(args, "run_name", None) or output.resolve().name,
         total_steps=state.max_steps if state.max_steps and state.max_steps > 0 else None,
+        epoch_steps=steps_of_epoch(given.get("train_dataloader"), args.gradient_accumulation_steps),
         optimizer=given.get("optimizer"),
         schedule=None if scheduler is None else str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
         scheduler=scheduler,

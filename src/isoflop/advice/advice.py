@@ -57,6 +57,8 @@ class Quantity:
     N = 2.9B parameters [1.6B, 5.1B]
     >>> print(Quantity("time", 0.25, "hours"))
     time = 15 minutes
+    >>> print(Quantity("time", 1 / 60, "hours"))
+    time = 1 minute
     """
 
     name: str
@@ -72,7 +74,9 @@ class Quantity:
     @property
     def value_text(self) -> str:
         """The value with its unit; hours in the unit of time that fits."""
-        return f"{self._short(self.value)}{'' if self.unit == '%' else ' ' + self._scale()[1]}".rstrip()
+        value, unit = self._short(self.value), self._scale()[1]
+        unit = unit.removesuffix("s") if self.unit == "hours" and value == "1" else unit
+        return value if unit == "%" else f"{value} {unit}".rstrip()
 
     @property
     def interval_text(self) -> str:
@@ -100,8 +104,6 @@ class Advice:
 
     Attributes:
         reason: why.
-        severity: how severe.
-        step: optimizer steps done when it was given.
         what: what was found, a sentence.
         do: what to do, a sentence; empty: nothing needs doing.
         numbers: what it was computed from; intervals at `level`.
@@ -110,11 +112,11 @@ class Advice:
         probability: that it is right, given its basis; None: no such number.
         level: of the intervals.
         stops: whether `on_advice="stop"` ends the run for it.
+        severity: how severe.
+        step: optimizer steps done when it was given.
     """
 
     reason: Reason
-    severity: Severity
-    step: int
     what: str
     do: str = ""
     numbers: tuple[Quantity, ...] = ()
@@ -123,6 +125,14 @@ class Advice:
     probability: float | None = None
     level: float = 0.8
     stops: bool = False
+    severity: Severity = Severity.WARNING
+    step: int = 0
+
+    @property
+    def title(self) -> str:
+        """The reason in short; a rise is no divergence as long as it may be meant."""
+        risen = self.reason is Reason.DIVERGING and self.severity < Severity.CRITICAL
+        return "the loss has risen" if risen else self.reason.value
 
     def __str__(self) -> str:
         """The terminal's message: what was found, what to do and what that saves, what it is based on."""
@@ -138,7 +148,7 @@ class Advice:
 
     def markdown(self) -> str:
         """The text of TensorBoard's text tab, with the numbers as a table."""
-        lines = [f"**{self.reason.value}** · step {self.step:,} · {self.severity.name.lower()}", "", self.what, ""]
+        lines = [f"**{self.title}** · step {self.step:,} · {self.severity.name.lower()}", "", self.what, ""]
         rows = [("", row) for row in self.numbers] + [("saves: ", row) for row in self.saves]
         if rows:
             lines += ["| | value | interval |", "|---|---|---|"]
@@ -201,10 +211,11 @@ class Missing:
 def nats(loss: float, unit: str = "") -> str:
     """A loss in a sentence; one that is small or has exploded in few digits.
 
-    >>> nats(2.4131, "nats per token"), nats(-1e30), nats(1.234e-5)
-    ('2.413 nats per token', '-1e+30', '1.2e-05')
+    >>> nats(2.4131, "nats per token"), nats(80144.915), nats(-1e30), nats(1.234e-5)
+    ('2.413 nats per token', '80,145', '-1e+30', '1.2e-05')
     """
-    digits = ".2g" if 0 < abs(loss) < 0.00995 else ".3f" if abs(loss) < 1e6 else ".3g"
+    size = abs(loss)
+    digits = ".2g" if 0 < size < 0.00995 else ".3f" if size < 1e3 else ",.0f" if size < 1e6 else ".3g"
     return f"{loss:{digits}} {unit}".rstrip()
 
 

@@ -16,57 +16,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from isoflop.advice import curve_rules, data_rules, recipe_rules, size_rules
 from isoflop.advice.advice import Advice, Missing, Severity
-from isoflop.advice.curve_rules import (
-    AVERAGED,
-    EXPLODED,
-    FEW,
-    LATELY,
-    LOOKS,
-    below_curve,
-    diverging,
-    hardware,
-    off_curve,
-    plateau,
-    resumed,
-    stuck,
-    unchanged,
-    unfallen,
-)
-from isoflop.advice.data_rules import batch, epochs, offset, overfitting, too_low
-from isoflop.advice.recipe_rules import learning_rate, own_sizes, schedule, weight_decay
+from isoflop.advice.curve_rules import AVERAGED, EXPLODED, FEW, LATELY, LOOKS, below_curve, off_curve, plateau
 from isoflop.advice.run_state import KEPT, Expected, Rule, Situation, Standing, Thresholds, scatter
-from isoflop.advice.size_rules import past_efficient, planned, target
 from isoflop.fit.runs import in_tail
 from isoflop.forecast import Fit, Forecast, LrPlan, NoForecast, Normal, OnlineForecaster, usable
 
 RULES: dict[str, Rule] = {
     each.name: each
-    for each in (
-        planned,
-        own_sizes,
-        learning_rate,
-        weight_decay,
-        schedule,
-        unchanged,
-        diverging,
-        resumed,
-        off_curve,
-        below_curve,
-        plateau,
-        stuck,
-        unfallen,
-        target,
-        past_efficient,
-        batch,
-        epochs,
-        overfitting,
-        too_low,
-        offset,
-        hardware,
-    )
+    for rules in (size_rules, recipe_rules, curve_rules, data_rules)
+    for each in vars(rules).values()
+    if isinstance(each, Rule)
 }
-"""All rules by name, in the order in which they are asked."""
+"""All rules by name, in the order in which they are asked: that of the modules and in them."""
+ON_CURVE = (off_curve.name, below_curve.name, plateau.name)
+"""Rules that hold the loss against earlier fits of the run's curve."""
 DECAY_NOW = 0.15
 """Steps of a decay that begins now, over the steps done: 10 to 20% is usual (Hägele et al. 2024)."""
 MOST = 96
@@ -102,6 +67,8 @@ class Track:
         self.losses: list[tuple[int, float]] = []
         self.lowest = math.inf
         """Of `losses`."""
+        self.first: tuple[int, float] | None = None
+        """Step and loss of the first step, else of the first log step."""
         self.nonfinite = 0
         self.speeds: deque[float] = deque(maxlen=16)
         self.best_speed: float | None = None
@@ -120,6 +87,7 @@ class Track:
             self.nonfinite += 1
         elif loss is not None:
             self.nonfinite = 0
+            self.first = self.first or (step, float(loss))
             self.losses.append((step, float(loss)))
             self.lowest = min(self.lowest, loss)
             if len(self.losses) > MOST:
@@ -131,7 +99,9 @@ class Track:
                 self.best_speed = stretch if self.best_speed is None else max(self.best_speed, stretch)
             self.speeds.append(float(speed))
 
-    def hold_against_fits(self, step: int, forecaster: OnlineForecaster, plan: LrPlan | None) -> None:
+    def hold_against_fits(
+        self, step: int, forecaster: OnlineForecaster, plan: LrPlan | None, left_at: int | None = None
+    ) -> None:
         """Compare the last losses with what earlier fits of the curve expect, and fit it anew now and then.
 
         Once in half a block of log steps: losses that come closer together say nothing new.
@@ -140,6 +110,8 @@ class Track:
             step: the present one.
             forecaster: fed up to it.
             plan: of the learning rates, for runs whose rates are not seen.
+            left_at: step at which the loss was found to have left its curve, to which it has not come back: fits from
+                before tell when it does, later ones would take the fault for the curve.
         """
         if step - self._looked < max(BLOCK / 2 * step, SPIKE):
             return
@@ -150,13 +122,17 @@ class Track:
         if batch < SMALLER * self._batch:
             self._fits, self._next = [], KEPT * step  # the noise of a smaller batch raises the loss
         self._looked, self._tokens, self._batch = step, forecaster.last_tokens, batch
-        self._fits = [fit for fit in self._fits if fit.now < step <= KEPT * fit.now]
+        self._fits = [
+            fit
+            for fit in self._fits
+            if fit.now < step and (step <= KEPT * fit.now if left_at is None else fit.now < left_at)
+        ]
         if last is not None:
             self.expected = _expected(forecaster, [fit for fit in self._fits if fit.now <= last[0].since], rates, last)
             self.looks.append(self.expected)
         lately = rates.steps >= WINDOW * step
         self.rate_stepped = bool((np.diff(rates.lr[lately]) < -STEPPED * rates.peak).any())
-        if step >= self._next:
+        if step >= self._next and left_at is None:
             self._next = REFIT * step
             fit = forecaster.fit(rates)
             self._fits += [fit] if isinstance(fit, Fit) else []
@@ -201,6 +177,8 @@ class Track:
         at, final = int(medians.argmin()), float(medians[-1])
         noise = 2 * scatter(losses[: max(at + width, FEW)][-LATELY:])
         best = self.losses[at][0], float(medians[at])
+        if self.first is not None and EXPLODED * self.first[1] < best[1]:
+            best = self.first  # what came after it never was near
         return final, best if final > (2 if few else 1.03) * (best[1] + noise) else None
 
     def level(self, step: int) -> float | None:
@@ -223,6 +201,7 @@ class Track:
         return {
             "losses": [list(each) for each in self.losses],
             "nonfinite": self.nonfinite,
+            "first": self.first and list(self.first),
             "speeds": list(self.speeds),
             "best_speed": self.best_speed,
         }
@@ -233,6 +212,8 @@ class Track:
         self.resumed_at = self.losses[-1][0] if self.losses else None
         self.lowest = min((loss for _, loss in self.losses), default=math.inf)
         self.nonfinite = int(state["nonfinite"])
+        first = state.get("first") or next(iter(self.losses), None)
+        self.first = first and (int(first[0]), float(first[1]))
         self.speeds = deque((float(each) for each in state["speeds"]), maxlen=16)
         self.best_speed = state["best_speed"]
 
@@ -312,10 +293,11 @@ class Adviser:
         track, limits = self.track, self.thresholds
         track.add(step, loss, speed)
         # as `diverging` has it, which gives nothing otherwise
-        least, losses = (1 + limits.divergence_share) * track.lowest, track.losses
-        if len(losses) < FEW:
-            least = EXPLODED * losses[0][1] if len(losses) > limits.in_a_row else math.inf
-        rises = 0 < track.lowest < least < math.inf and min(losses[-limits.in_a_row :], key=itemgetter(1))[1] > least
+        least, last = (1 + limits.divergence_share) * track.lowest, track.losses[-limits.in_a_row :]
+        if track.first is not None:
+            exploded = EXPLODED * track.first[1]
+            least = exploded if len(track.losses) < FEW else min(least, exploded)
+        rises = track.lowest > 0 and len(last) == limits.in_a_row and min(last, key=itemgetter(1))[1] > least
         lost = rises or track.nonfinite > 0
         apart = max(BLOCK / 2 * step, SPIKE)
         if not (lost or self._open or seen != self._seen or step - self._looked >= apart):
@@ -350,7 +332,8 @@ class Adviser:
         # what is expected is the training loss; one that has been at or below 0 is no cross-entropy
         trained = run.forecast_of == "train" and track.lowest > 0
         if forecaster is not None and trained and not track.nonfinite:
-            track.hold_against_fits(run.step, forecaster, plan)
+            left = [each.advice.step for name in ON_CURVE if (each := self._standing[name]).advice is not None]
+            track.hold_against_fits(run.step, forecaster, plan, min(left, default=None))
         now = track.now()
         return self.judge(
             replace(
@@ -358,8 +341,9 @@ class Adviser:
                 loss=run.loss if now is None else now.mean,
                 warmup_steps=run.warmup_steps if plan is None else plan.warmup_steps,
                 losses=tuple(track.losses),
+                first=track.first,
                 nonfinite=track.nonfinite,
-                risen=self._standing[diverging.name].advice is not None,
+                stands=frozenset(name for name, each in self._standing.items() if each.advice is not None),
                 resumed_at=track.resumed_at,
                 expected=track.expected if trained else (),
                 looks=tuple(track.looks) if trained else (),

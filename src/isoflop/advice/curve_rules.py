@@ -13,6 +13,7 @@ import numpy as np
 from isoflop.advice.advice import Advice, Quantity, Reason, Severity, count, nats
 from isoflop.advice.run_state import (
     Expected,
+    Rule,
     Situation,
     Thresholds,
     anything,
@@ -78,6 +79,26 @@ OTHERS = "the data (order, duplicates, another mix), the precision and the gradi
 CHECK = f"the learning rate, {OTHERS}"
 
 
+@rule("the weights", anything, at_once=True, cause="loss")
+def unchanged(run: Situation, thresholds: Thresholds) -> Advice | None:
+    """No weight changes: steps that are not made, are all skipped, or are of other parameters."""
+    since = run.unchanged_since
+    if since is None or run.step - since < SKIPPED:
+        return None
+    losses = np.array([loss for step, loss in run.losses if step > since])
+    half, sd = len(losses) // 2, scatter(losses[-LATELY:])
+    if half > 1 and np.median(losses[:half]) - np.median(losses[half:]) > 4 * sd / half**0.5:
+        return None  # something learns: these weights are not what is trained, or can't be seen to change
+    return Advice(
+        Reason.UNCHANGED,
+        f"No weight of the model has changed in {run.step - since:,} steps, since step {since:,}: nothing is learnt.",
+        "look whether the optimizer is stepped and holds this model's parameters, and whether a gradient scaler or a "
+        "check for NaN skips all of its steps.",
+        (Quantity("steps without a change", run.step - since),),
+        basis=("the weights, compared at log steps",),
+    )
+
+
 @rule("divergence", anything, at_once=True, cause="loss")
 def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     """NaN, or far above its own best for several log steps.
@@ -92,21 +113,22 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     if run.nonfinite >= thresholds.in_a_row:
         return Advice(
             Reason.DIVERGING,
-            Severity.CRITICAL,
-            run.step,
             f"The training loss has been NaN or infinite for {run.nonfinite} log steps in a row.",
             f"stop, go back to a checkpoint before it, and lower the learning rate; look at {OTHERS} too.",
             basis=("this run's loss",),
             stops=True,
+            severity=Severity.CRITICAL,
         )
     if run.task.objective == "reinforcement" or falling_loss(run):
         return None
-    losses, held = np.array([loss for _, loss in run.losses]), 0.5 if run.risen else 1.0
-    now = losses[-thresholds.in_a_row :]
-    if len(losses) > len(now) and 0 < EXPLODED * losses[0] < now.min() and _exploded(run, float(now.min())):
+    losses, held = np.array([loss for _, loss in run.losses]), run.held(diverging)
+    now, first = losses[-thresholds.in_a_row :], run.first or next(iter(run.losses), None)
+    early = len(losses) < FEW or run.step < (run.warmup_steps or 0)
+    learnt = not early and first is not None and losses.min() < first[1]
+    if first and not learnt and len(now) == thresholds.in_a_row and _exploded(run, first, float(now.min())):
         falls = now.max() < losses.max() / 4
-        return _risen_to(run, "rose and falls again" if falls else "diverges", not falls, now, losses[0], 0)
-    if len(losses) < FEW or run.step < (run.warmup_steps or 0):
+        return _risen_to(run, "rose and falls again" if falls else "diverges", not falls, now, first)
+    if early:
         return None
     lowest = float(losses.min())
     if lowest <= 0 or now.min() <= (1 + held * thresholds.divergence_share) * lowest:
@@ -125,7 +147,7 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     rise, half = losses[begin:] - best, (begin + len(losses)) // 2 - begin
     fallen, old = _fallen(rise, sd), run.step - steps[begin] > OLD * run.step
     falls = fallen > 0 or bool(old and np.median(rise[half:]) < (1 - STILL) * np.median(rise[:half]))
-    if not run.risen and (
+    if held == 1 and (
         fallen > RECOVERS or run.step - steps[begin] <= AS_BEFORE * _came_back(steps, losses, medians, margin)
     ):
         return None
@@ -137,39 +159,40 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
         if rate > REWARMED * then:
             return None  # a rate that rises again raises the loss
     does = "diverges" if lost else "rose and falls again" if falls else "has risen"
-    return _risen_to(run, does, lost, now, best, at, sd)
+    return _risen_to(run, does, lost, now, (run.losses[at][0], best), sd)
 
 
-def _exploded(run: Situation, now: float) -> bool:
+def _exploded(run: Situation, began: tuple[int, float], now: float) -> bool:
     """Whether a loss lies far above the first one, or clearly above it for long."""
-    first = run.losses[0][1]
+    begin, first = began
+    if not 0 < EXPLODED * first < now:
+        return False
     guesses = run.task.falls and not run.task.tuned and run.task.objective != "regression"
     limit = first * (EXPLODED if guesses else BLOWN_UP)
-    since = next(step for step, loss in reversed(run.losses) if loss <= limit)
+    since = next((step for step, loss in reversed(run.losses) if loss <= limit), begin)
     return now > max(limit, FAR * first) or (now > limit and run.step - since >= LASTS)
 
 
 def _risen_to(
-    run: Situation, does: str, lost: bool, now: np.ndarray, best: float, at: int, sd: float | None = None
+    run: Situation, does: str, lost: bool, now: np.ndarray, at: tuple[int, float], sd: float | None = None
 ) -> Advice:
-    """A rise of the loss from its best, at an index of the losses."""
-    step, unit, loss = run.losses[at][0], run.task.unit, float(np.median(now))
+    """A rise of the loss from its best, with the step of that."""
+    (step, best), unit, loss = at, run.task.unit, float(np.median(now))
     unless = "" if lost else "if the data has changed there, nothing; else " if run.task.falls else MAY_RISE
     begin = "begin again" if sd is None else f"go back to a checkpoint before step {step:,}"
     return Advice(
         Reason.DIVERGING,
-        Severity.CRITICAL if lost else Severity.WARNING,
-        run.step,
         f"The loss {does}: {nats(loss, unit)}, after {nats(best)} around step {step:,}"
         f"{'' if sd is None else f'; a logged loss scatters by {sd:.2g}'}.",
         f"{unless}stop, {begin}, and lower the learning rate or skip the data; look at {OTHERS} too.",
         (
             Quantity("loss", loss, unit),
-            Quantity("best", float(best), unit),
+            Quantity("best", best, unit),
             *(() if sd is None else (Quantity("scatter", sd, unit),)),
         ),
         basis=("this run's loss",),
         stops=lost,
+        severity=Severity.CRITICAL if lost else Severity.WARNING,
     )
 
 
@@ -190,58 +213,6 @@ def _came_back(steps: np.ndarray, losses: np.ndarray, medians: np.ndarray, margi
     return float(spans[-2]) if len(spans) > 1 else 0.0
 
 
-@rule("the weights", anything, at_once=True, cause="loss")
-def unchanged(run: Situation, thresholds: Thresholds) -> Advice | None:
-    """No weight changes: steps that are not made, are all skipped, or are of other parameters."""
-    since = run.unchanged_since
-    if since is None or run.step - since < SKIPPED:
-        return None
-    losses = np.array([loss for step, loss in run.losses if step > since])
-    half, sd = len(losses) // 2, scatter(losses[-LATELY:])
-    if half > 1 and np.median(losses[:half]) - np.median(losses[half:]) > 4 * sd / half**0.5:
-        return None  # something learns: these weights are not what is trained, or can't be seen to change
-    return Advice(
-        Reason.UNCHANGED,
-        Severity.WARNING,
-        run.step,
-        f"No weight of the model has changed in {run.step - since:,} steps, since step {since:,}: nothing is learnt.",
-        "look whether the optimizer is stepped and holds this model's parameters, and whether a gradient scaler or a "
-        "check for NaN skips all of its steps.",
-        (Quantity("steps without a change", run.step - since),),
-        basis=("the weights, compared at log steps",),
-    )
-
-
-@rule("the beginning", falling_loss, after_warmup=True, cause="loss")
-def unfallen(run: Situation, thresholds: Thresholds) -> Advice | None:
-    """A tenth of the run, and the loss of a model from scratch is what it was at its first log step."""
-    least = LATE_STEPS if run.total_steps is None else max(EARLY_STEPS, BEGINNING * run.total_steps)
-    if len(run.losses) < 2 * FEW or run.step < least or run.task.tuned:
-        return None
-    (at, first), losses = run.losses[0], np.array([loss for _, loss in run.losses])
-    if at > BEGINNING * run.step or losses.min() <= 0:
-        return None  # the run began before, or its loss has no level
-    noise = 2 * scatter(losses[-LATELY:])
-    lowest = float(np.median(np.lib.stride_tricks.sliding_window_view(losses, AVERAGED), axis=1).min())
-    now = float(np.median(losses[-AVERAGED:]))
-    if first - lowest + noise > UNFALLEN * first or now - first > thresholds.divergence_share * first:
-        return None
-    return Advice(
-        Reason.UNFALLEN,
-        Severity.WARNING if run.task.falls else Severity.INFO,
-        run.step,
-        f"The loss has not fallen since the run began: {nats(first, run.task.unit)} at step {at:,}, {nats(now)} now.",
-        f"{'' if run.task.falls else MAY_RISE}look whether the optimizer holds the parameters of this model, at the "
-        "labels, the learning rate, and for layers whose outputs are all the same. Some tasks begin to fall late.",
-        (
-            Quantity("first loss", first, run.task.unit),
-            Quantity("now", now, run.task.unit),
-            Quantity("two standard deviations of a logged loss", noise, run.task.unit),
-        ),
-        basis=("this run's loss",),
-    )
-
-
 @rule("the resume", falling_loss, at_once=True, cause="loss")
 def resumed(run: Situation, thresholds: Thresholds) -> Advice | None:
     """The loss after a resume lies where it did not before: something of the run was not restored."""
@@ -256,8 +227,6 @@ def resumed(run: Situation, thresholds: Thresholds) -> Advice | None:
         return None
     return Advice(
         Reason.RESUMED,
-        Severity.WARNING,
-        run.step,
         f"The loss jumped at the resume of step {since:,}: {nats(before, run.task.unit)} before, {nats(now)} or more "
         "since.",
         "unless the data has changed there, look whether the weights, the optimizer's state, the step of the "
@@ -274,26 +243,54 @@ def resumed(run: Situation, thresholds: Thresholds) -> Advice | None:
 @rule("the curve", falling_loss, after_warmup=True, at_once=True, cause="loss")
 def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
     """Twice in a row above what this run's curve, or the ladder of the user's earlier sizes, lets expect."""
-    own, limits = () if run.rate_stepped else run.expected, (thresholds.off_curve, thresholds.off_curve_share)
-    found = [each for each in (run.by_ladder, *own) if each is not None and _beyond(each, *limits)]
-    if not found:
+    found = _left(run, off_curve, thresholds, run.by_ladder)
+    if found is None:
         return None
-    worst = max(found, key=_deviation)
-    basis, since = "your earlier sizes (history=)", "them"
-    if worst.made_at:
-        basis, since = f"this run's curve up to step {worst.made_at:,}", f"a checkpoint of step {worst.made_at:,}"
-    expected = Normal(worst.loss[1], float(np.hypot(worst.sd, worst.noise[1])))
-    return Advice(
-        Reason.OFF_CURVE,
-        Severity.WARNING,
-        run.step,
-        f"The loss has left its curve: {nats(worst.came[1], run.task.unit)}, where {nats(worst.loss[1])} was expected, "
-        f"{_deviation(worst):.0f} standard deviations below.",
-        f"look at {CHECK}; compare with {since}.",
-        (Quantity("loss", worst.came[1], run.task.unit), _within("expected", expected, run.task.unit)),
-        basis=(basis,),
-        level=0.95,
+    basis, since = _curve_to(found), f"a checkpoint of step {found.made_at:,}"
+    if not found.made_at:
+        basis, since = "your earlier sizes (history=)", "them"
+    do = f"look at {CHECK}; compare with {since}."
+    return _away(run, found, Reason.OFF_CURVE, "The loss has left its curve", do, basis)
+
+
+@rule("the curve, from above", pretraining, after_warmup=True, at_once=True, cause="loss")
+def below_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
+    """Twice in a row far below what this run's curve lets expect.
+
+    Not where an evaluation set has come half as far since: the model has learnt something.
+    """
+    found = _left(run, below_curve, thresholds, sign=-1)
+    if found is None:
+        return None
+    for points in run.evaluations.values():
+        before = [each.loss for each in points if each.step <= found.made_at]
+        if before and before[-1] - points[-1].loss > -_missed(found)[1] / 2:
+            return None
+    do = (
+        f"look whether the same batches come again since about step {found.made_at:,} (a data loader that is stuck or "
+        "starts over), or the targets can be read from the inputs; nothing, if the data has changed there."
     )
+    what = "The loss fell below what its curve can explain"
+    return _away(run, found, Reason.BELOW_CURVE, what, do, _curve_to(found))
+
+
+def _left(
+    run: Situation, rule: Rule, thresholds: Thresholds, ladder: Expected | None = None, sign: int = 1
+) -> Expected | None:
+    """The curve that the loss has left most surely, to above it or (−1) below.
+
+    One that was left is joined again half-way to it; standard deviations say little then, for they grow with time.
+    """
+    held, own = run.held(rule), () if run.rate_stepped else run.expected
+    deviations, share = thresholds.off_curve if held == 1 else 1.0, (1.5 - sign / 2) * thresholds.off_curve_share
+    found = [
+        (deviation, each)
+        for each in (ladder, *own)
+        if each is not None
+        and (deviation := _deviation(each, sign)) > deviations
+        and min(sign * miss - held * share * came for miss, came in zip(_missed(each), each.came, strict=True)) > 0
+    ]
+    return max(found, key=itemgetter(0), default=(0.0, None))[1]
 
 
 def _missed(each: Expected) -> tuple[float, float]:
@@ -301,50 +298,28 @@ def _missed(each: Expected) -> tuple[float, float]:
     return each.came[0] - each.loss[0], each.came[1] - each.loss[1]
 
 
-def _deviation(each: Expected) -> float:
-    """In standard deviations, the lesser of the two blocks."""
-    return min(miss / max(math.hypot(each.sd, sd), 1e-12) for miss, sd in zip(_missed(each), each.noise, strict=True))
+def _deviation(each: Expected, sign: int = 1) -> float:
+    """By how many standard deviations both blocks lie above, or below, what was expected."""
+    missed = zip(_missed(each), each.noise, strict=True)
+    return min(sign * miss / max(math.hypot(each.sd, sd), 1e-12) for miss, sd in missed)
 
 
-def _beyond(each: Expected, deviations: float, share: float) -> bool:
-    far = zip(_missed(each), each.came, strict=True)
-    return all(miss > share * abs(came) for miss, came in far) and _deviation(each) > deviations
+def _curve_to(each: Expected) -> str:
+    return f"this run's curve up to step {each.made_at:,}"
 
 
-@rule("the curve, from above", pretraining, after_warmup=True, at_once=True, cause="loss")
-def below_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
-    """Twice in a row far below what this run's curve lets expect; `off_curve` upside down.
-
-    Not where an evaluation set has come half as far since: the model has learnt something.
-    """
-    limits = thresholds.off_curve, 2 * thresholds.off_curve_share
-    own = () if run.rate_stepped else run.expected
-    turned = [each._replace(loss=_negative(each.loss), came=_negative(each.came)) for each in own]
-    found = max((each for each in turned if _beyond(each, *limits)), key=_deviation, default=None)
-    if found is None:
-        return None
-    since, now, then = found.made_at, -found.came[1], -found.loss[1]
-    for points in run.evaluations.values():
-        before = [each.loss for each in points if each.step <= since]
-        if before and before[-1] - points[-1].loss > (found.then + found.came[1]) / 2:
-            return None
-    expected = Normal(then, float(np.hypot(found.sd, found.noise[1])))
+def _away(run: Situation, each: Expected, reason: Reason, what: str, do: str, basis: str) -> Advice:
+    unit, far = run.task.unit, max(_deviation(each), _deviation(each, -1))
+    expected = Normal(each.loss[1], math.hypot(each.sd, each.noise[1]))
     return Advice(
-        Reason.BELOW_CURVE,
-        Severity.WARNING,
-        run.step,
-        f"The loss fell below what its curve can explain: {nats(now, run.task.unit)}, where {nats(then)} was expected, "
-        f"{_deviation(found):.0f} standard deviations above.",
-        f"look whether the same batches come again since about step {since:,} (a data loader that is stuck or "
-        "starts over), or the targets can be read from the inputs; nothing, if the data has changed there.",
-        (Quantity("loss", now, run.task.unit), _within("expected", expected, run.task.unit)),
-        basis=(f"this run's curve up to step {since:,}",),
+        reason,
+        f"{what}: {nats(each.came[1], unit)}, where {nats(each.loss[1])} was expected, {far:.0f} standard deviations "
+        "off.",
+        do,
+        (Quantity("loss", each.came[1], unit), _within("expected", expected, unit)),
+        basis=(basis,),
         level=0.95,
     )
-
-
-def _negative(pair: tuple[float, float]) -> tuple[float, float]:
-    return -pair[0], -pair[1]
 
 
 @rule("the plateau", falling_loss, after_warmup=True, at_once=True, cause="loss")
@@ -356,13 +331,12 @@ def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:
     now, worst = (0.0, None) if run.rate_stepped else _flattest(run.expected, thresholds)
     if worst is None or not now:
         return None
-    if now <= thresholds.plateau_sure and not (
+    if now <= run.held(plateau) * thresholds.plateau_sure and not (
         len(run.looks) == LOOKS and all(_flattest(look, thresholds)[0] > thresholds.plateau_held for look in run.looks)
     ):
         return None
     fell, fall = Normal(worst.then - worst.came[1], worst.noise[1]), Normal(worst.then - worst.loss[1], worst.sd)
-    since = f"step {worst.made_at:,}"
-    return _stopped(run, fell, fall, f"since {since}", f"this run's curve up to {since}")
+    return _stopped(run, fell, fall, f"since step {worst.made_at:,}", _curve_to(worst))
 
 
 def _flattest(expected: Sequence[Expected], thresholds: Thresholds) -> tuple[float, Expected | None]:
@@ -414,6 +388,41 @@ def stuck(run: Situation, thresholds: Thresholds) -> Advice | None:
     )
 
 
+@rule("the beginning", falling_loss, after_warmup=True, cause="loss")
+def unfallen(run: Situation, thresholds: Thresholds) -> Advice | None:
+    """A tenth of the run, and the loss of a model from scratch is what it was at its first log step."""
+    least = LATE_STEPS if run.total_steps is None else max(EARLY_STEPS, BEGINNING * run.total_steps)
+    if len(run.losses) < 2 * FEW or run.step < least or run.task.tuned:
+        return None
+    (at, first), losses, most = (
+        run.losses[0],
+        np.array([loss for _, loss in run.losses]),
+        1 + thresholds.divergence_share,
+    )
+    if run.first is not None and first > EXPLODED * run.first[1]:  # it rose in the first interval, and came back
+        (at, first), most = run.first, EXPLODED
+    if at > BEGINNING * run.step or losses.min() <= 0:
+        return None  # the run began before, or its loss has no level
+    noise = 2 * scatter(losses[-LATELY:])
+    lowest = float(np.median(np.lib.stride_tricks.sliding_window_view(losses, AVERAGED), axis=1).min())
+    now = float(np.median(losses[-AVERAGED:]))
+    if first - lowest + noise > UNFALLEN * first or now > most * first:
+        return None
+    return Advice(
+        Reason.UNFALLEN,
+        f"The loss has not fallen since the run began: {nats(first, run.task.unit)} at step {at:,}, {nats(now)} now.",
+        f"{'' if run.task.falls else MAY_RISE}look whether the optimizer holds the parameters of this model, at the "
+        "labels, the learning rate, and for layers whose outputs are all the same. Some tasks begin to fall late.",
+        (
+            Quantity("first loss", first, run.task.unit),
+            Quantity("now", now, run.task.unit),
+            Quantity("two standard deviations of a logged loss", noise, run.task.unit),
+        ),
+        basis=("this run's loss",),
+        severity=Severity.WARNING if run.task.falls else Severity.INFO,
+    )
+
+
 def plateau_sought(run: Situation) -> bool:
     """Whether a rule could hold the loss against a fall that was to be expected."""
     by_law = _fall_by_law(run) is not None and len(_up_to(run.losses, run.step / 2)) >= AVERAGED
@@ -430,8 +439,6 @@ def _up_to(losses: Sequence[tuple[int, float]], step: float) -> list[float]:
 def _stopped(run: Situation, fell: Normal, expected: Normal, since: str, basis: str) -> Advice:
     return Advice(
         Reason.PLATEAU,
-        Severity.WARNING,
-        run.step,
         f"The loss has stopped falling: it {'fell' if fell.mean >= 0 else 'rose'} by "
         f"{nats(abs(fell.mean), run.task.unit)} {since}, where a fall of {nats(expected.mean)} was to be expected.",
         f"a model that learns falls on: look at {CHECK}; if the loss is as low as this data allows, stop.",
@@ -477,8 +484,6 @@ def hardware(run: Situation, thresholds: Thresholds) -> Advice | None:
         saves = (Quantity("time lost at this speed", lost, "hours"),)
     return Advice(
         Reason.HARDWARE,
-        Severity.WARNING,
-        run.step,
         f"Training runs at {now / run.best_speed:.0%} of the speed that this run has reached: {count(now)} tokens/s "
         f"per device now, {count(run.best_speed)} before. Goodput does not show it: the steps themselves take longer.",
         "look at the data loader, a slow or throttled device, another job on the machine, longer sequences or padding.",

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count, nats
+from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count, nats, share
 from isoflop.advice.run_state import (
     Batch,
     Evaluated,
@@ -55,15 +55,15 @@ FEW_OFFSETS = 8
 def epochs(run: Situation, thresholds: Thresholds) -> Advice | None:
     """More epochs are planned than repeated data is worth: the next token's worth is exp(−R_D/R_D*) new ones.
 
-    A warning only where the highest R_D* agrees.
+    A warning only where the highest R_D* agrees, and the user says how many tokens are unique.
     """
-    D = run.planned_tokens
-    if run.unique_tokens is None or D is None:
+    D, unique = run.planned_tokens, run.stock
+    if unique is None or D is None:
         return None
     law = published(LAW).law
     assert law is not None
     R_D = law.constants["R_D_star"]
-    repeats = D / run.unique_tokens - 1
+    repeats = D / unique - 1
     worth = math.exp(-max(repeats, 0.0) / R_D)
     if worth >= thresholds.epoch_worth:
         return None
@@ -71,22 +71,23 @@ def epochs(run: Situation, thresholds: Thresholds) -> Advice | None:
     useful = 1 + R_D * math.log(1 / thresholds.epoch_worth)
     # parameters beyond those that the unique tokens support lose their worth faster than epochs do
     constants = {name: law.constants[name] for name in ("A", "B", "alpha", "beta")}
-    excess = (run.N or math.inf) / float(hoffmann_optimal_parameters(run.unique_tokens, **constants)) - 1
+    excess = (run.N or math.inf) / float(hoffmann_optimal_parameters(unique, **constants)) - 1
     grows = math.exp(-max(excess, 0.0) / law.constants["R_N_star"]) >= thresholds.epoch_worth
     larger = " and spend the compute on a larger model" if grows else ""
+    known = run.unique_tokens is not None
+    drawn = "" if known else "; nothing, if its rows are drawn anew each time (random windows), or few on purpose"
     return Advice(
         Reason.EPOCHS,
-        Severity.WARNING if surely < thresholds.epoch_worth else Severity.INFO,
-        run.step,
-        f"{repeats + 1:.1f} epochs over {count(run.unique_tokens)} unique tokens are planned: at the end a repeated "
-        f"token is worth {worth:.0%} of a new one.",
-        f"bring more data, or stop after about {useful:.0f} epochs{larger}.",
+        f"{count(repeats + 1)} epochs over {count(unique)} {'unique tokens' if known else 'tokens of data'} are "
+        f"planned: at the end a repeated token is worth {share(worth)} of a new one.",
+        f"bring more data, or stop after about {useful:.0f} epochs{larger}{drawn}.",
         (
             Quantity("epochs", repeats + 1),
             Quantity("worth of the last token", worth, "%", math.exp(-repeats / R_D_LOWEST), surely),
         ),
         basis=(f"Muennighoff et al. 2023: R_D* = {R_D:.1f}; their runs leave it open between 6.6 and 95 or more",),
         level=0.9,
+        severity=Severity.WARNING if known and surely < thresholds.epoch_worth else Severity.INFO,
     )
 
 
@@ -128,8 +129,6 @@ def _overfits(run: Situation, name: str, best: Evaluated, now: float) -> Advice:
             text = f" {want} (Kaplan et al. 2020, eq. 4.4); there are {count(run.unique_tokens)}."
     return Advice(
         Reason.OVERFITTING,
-        Severity.WARNING,
-        run.step,
         f"The loss on {name} has risen from {nats(best.loss)} to {nats(now, run.task.unit)} since step {best.step:,}, "
         f"while the training loss fell: the model overfits.{text}",
         f"stop and keep the checkpoint of step {best.step:,}; the next run wants more data, fewer epochs, a smaller "
@@ -146,8 +145,6 @@ def too_low(run: Situation, thresholds: Thresholds) -> Advice | None:
         return None
     return Advice(
         Reason.TOO_LOW,
-        Severity.WARNING,
-        run.step,
         f"The loss is {nats(run.loss, run.task.unit)}, lower than text allows: the targets can be read from the "
         "inputs, or the data are known by heart.",
         "look whether the targets are shifted by one token, whether a token sees the ones after it, and whether the "
@@ -168,7 +165,7 @@ def offset(run: Situation, thresholds: Thresholds) -> Advice | None:
 
     Not where data is repeated: there it grows by what is learnt by heart.
     """
-    if run.unique_tokens is not None and (run.tokens or 0.0) > run.unique_tokens:
+    if run.stock is not None and (run.tokens or 0.0) > run.stock:
         return None
     for name, points in run.evaluations.items():
         known = offsets(points)
@@ -181,14 +178,13 @@ def offset(run: Situation, thresholds: Thresholds) -> Advice | None:
         if min(abs(each - then) for each in lately) > least:
             return Advice(
                 Reason.OFFSET,
-                Severity.INFO,
-                run.step,
                 f"The loss on {name} lay {f'{then:+.3f} {run.task.unit}'.rstrip()} from the training loss and lies "
                 f"{now:+.3f} now: "
                 "the offset of a set stays as it is while both learn from the same data.",
                 "look whether the training data has changed (its order, its mix), or the evaluation.",
                 (Quantity("offset before", then, run.task.unit), Quantity("offset now", now, run.task.unit)),
                 basis=("this run's losses", "Kaplan et al. 2020, figure 8"),
+                severity=Severity.INFO,
             )
     return None
 
@@ -214,10 +210,8 @@ def batch(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
             "the batch size", f"the measured critical batch ({here}) and published fits ({there}) are too far apart"
         )
     critical = _widened(b.critical if b.measured else combine([found, b.prior]), run)
-    base = _of_batch(run, b.tokens, critical)
-    sources = (Quantity("measured", found.value, "tokens"), Quantity("published fits", b.prior.value, "tokens"))
-    base = replace(base, numbers=base.numbers + sources)
-    ramp = _ramp(run, b.tokens, critical, thresholds)
+    base = _of_batch(b, critical, found)
+    ramp = _ramp(run, b.tokens, critical, thresholds, base)
     if ramp and not b.measured:
         return ramp
     later, fits_later = _later(critical, run), _later(b.prior, run)
@@ -233,14 +227,16 @@ def batch(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     return None if b.measured else _unmeasured(b)
 
 
-def _of_batch(run: Situation, tokens: float, critical: Belief) -> Advice:
+def _of_batch(b: Batch, critical: Belief, found: Belief) -> Advice:
     """Advice on the batch, its words to be filled in."""
     numbers = (
-        Quantity("batch", tokens, "tokens"),
+        Quantity("batch", b.tokens, "tokens"),
         Quantity("critical batch now", critical.value, "tokens", *critical.interval(LEVEL)),
+        Quantity("measured", found.value, "tokens"),
+        Quantity("published fits", b.prior.value, "tokens"),
     )
     basis = ("this run's gradient noise scale", "published fits of B_crit over D")
-    return Advice(Reason.BATCH_LARGE, Severity.WARNING, run.step, "", numbers=numbers, basis=basis, level=LEVEL)
+    return Advice(Reason.BATCH_LARGE, "", numbers=numbers, basis=basis, level=LEVEL)
 
 
 def _widened(critical: Belief, run: Situation) -> Belief:
@@ -252,7 +248,7 @@ def _widened(critical: Belief, run: Situation) -> Belief:
     return replace(critical, sigma=math.hypot(critical.sigma, STABLE_SD)) if stable else critical
 
 
-def _ramp(run: Situation, tokens: float, critical: Belief, thresholds: Thresholds) -> Advice | None:
+def _ramp(run: Situation, tokens: float, critical: Belief, thresholds: Thresholds, base: Advice) -> Advice | None:
     """A batch that is far above the critical size now, and over the run costs more than one that grows with it.
 
     At B = B_crit(D) all the way E/E_min = 2; at a constant B it is 1 + B·mean(1/B_crit(D)) over the tokens to come.
@@ -273,7 +269,6 @@ def _ramp(run: Situation, tokens: float, critical: Belief, thresholds: Threshold
     growth = math.log(critical_batch_by_tokens(4.0) / critical_batch_by_tokens(2.0)) / math.log(2)
     at = [run.tokens * 2 ** (k / growth) for k in range(1, 5)]
     steps = ", ".join(count(each) for each in at if each < run.planned_tokens)
-    base = _of_batch(run, tokens, critical)
     return replace(
         base,
         what=f"The batch of {count(tokens)} tokens is {tokens / critical.value:.2g} times the critical size of now; "

@@ -6,6 +6,7 @@ And the line at the start that shows published batch, rate, warm-up and weight d
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -46,12 +47,15 @@ def _peak_known(run: Situation) -> bool:
     return run.warmup_steps is not None if run.rates is None else not run.rates.assumed
 
 
-def _published(recipes: dict[str, Recipe], run: Situation) -> dict[str, float]:
+def _published(recipes: dict[str, Recipe], run: Situation, anywhere: bool = False) -> dict[str, float]:
+    """What recipes that reach the run say of it; or all of them: beyond their range they differ, and so do runs."""
     N, D = run.N_non_embedding or run.N, run.planned_tokens
+    if anywhere:
+        recipes = {name: replace(each, fitted=None) for name, each in recipes.items()}
     return published_values(recipes, N=N, D=D, C=6 * N * D, width=run.width) if N and D else {}
 
 
-@rule("the learning rate", _adam, early=True)
+@rule("the learning rate", _adam, at_once=True, early=True)
 def learning_rate(run: Situation, thresholds: Thresholds) -> Advice | None:
     """The peak rate lies far outside of what own runs of about this size, or published recipes, take.
 
@@ -62,7 +66,7 @@ def learning_rate(run: Situation, thresholds: Thresholds) -> Advice | None:
         return None
     if run.own_rates is not None:
         (low, high), whose, where = run.own_rates, "your own finished runs of about this size", "of your own runs"
-    elif rates := {} if sized(run) else _published(RATES, run):
+    elif rates := {} if sized(run) else _published(RATES, run, anywhere=True):
         low, high, whose, where = min(rates.values()), max(rates.values()), ", ".join(rates), "that recipes publish"
     elif peak > off * HIGHEST_RATE:  # so high for any size
         low, high, whose, where = 0.0, HIGHEST_RATE, TRIALS, "that worked in trials with tiny models"
@@ -73,12 +77,10 @@ def learning_rate(run: Situation, thresholds: Thresholds) -> Advice | None:
     above, known = peak > high, _peak_known(run)
     if not above and not known:
         return None
-    most = f"{peak / high:.3g} times the highest" if above else f"{peak / low:.2g} of the lowest"
+    most = f"{count(peak / high)} times the highest" if above else f"{peak / low:.2g} of the lowest"
     middle = math.sqrt(low * high) if low else high
     return Advice(
         Reason.RATE_HIGH if above else Reason.RATE_LOW,
-        Severity.WARNING,
-        run.step,
         f"The {'peak' if known else 'highest'} learning rate{'' if known else ' so far'}, {peak:.3g}, is {most} "
         f"({high if above else low:.2g}) {where}.",
         f"try about {middle:.1g} in a short run, and compare the losses after its warm-up.",
@@ -96,13 +98,16 @@ def weight_decay(run: Situation, thresholds: Thresholds) -> Advice | None:
     rate, decay = run.peak_rate, run.weight_decay
     if not (run.decoupled and rate and decay) or rate * decay * FORGETS < 1:
         return None
+    usual = decay <= DECAYS[1]
+    if usual and not _adam(run):
+        return None  # the rule on the learning rate is of so high a one
     return Advice(
         Reason.DECAY_HIGH,
-        Severity.WARNING,
-        run.step,
         f"A weight decay of {decay:g} at a learning rate of {rate:.2g} takes {rate * decay:.0%} off each weight at "
         f"each step: what was learnt more than about {max(1 / (rate * decay), 1):.0f} steps ago is forgotten.",
-        f"take a weight decay of {DECAYS[0]} to {DECAYS[1]}, as published runs do.",
+        "lower the learning rate."
+        if usual
+        else f"take a weight decay of {DECAYS[0]} to {DECAYS[1]}, as published runs do.",
         (Quantity("weight decay", decay), Quantity("learning rate", rate)),
         basis=("AdamW's update; Wang and Aitchison 2024, arXiv:2405.13698",),
     )
@@ -140,8 +145,6 @@ def own_sizes(run: Situation, thresholds: Thresholds) -> Advice | Missing | None
     large = scaled >= own.high
     return Advice(
         Reason.TOO_LARGE if large else Reason.TOO_SMALL,
-        Severity.INFO,
-        run.step,
         f"Of your own {own.sizes} sizes at {count(own.C)} FLOPs {count(own.best)} parameters did best, clearly better "
         f"than {count(own.high if large else own.low)}: at that budget the best lies {where}; this model has "
         f"{count(run.N)} for {count(over * own.C)} FLOPs.",
@@ -149,6 +152,7 @@ def own_sizes(run: Situation, thresholds: Thresholds) -> Advice | Missing | None
         "the compute, or compare the two in short runs.",
         (Quantity("N", run.N, "parameters"), Quantity("best own size", own.best, "parameters")),
         basis=(f"{own.sizes} runs of your own",),
+        severity=Severity.INFO,
     )
 
 
@@ -196,7 +200,7 @@ def schedule(run: Situation, thresholds: Thresholds) -> Advice | None:
     what, do, last = found
     numbers = (Quantity("learning rate at the end over its peak", last, "%"),)
     basis = ("the trainer's schedule", "Hoffmann et al. 2022, appendix B")
-    return Advice(Reason.SCHEDULE, Severity.WARNING, run.step, what, do, numbers, basis=basis)
+    return Advice(Reason.SCHEDULE, what, do, numbers, basis=basis)
 
 
 @lru_cache(maxsize=4)  # a plan is one object as long as it holds

@@ -88,9 +88,11 @@ class Situation:
         peak_rate: the schedule's, or the highest learning rate so far; weight_decay: of the optimizer, decoupled from
             the gradient as AdamW's.
         inference_tokens, unique_tokens, target_loss, intent: the user's.
+        epoch_steps: in which the trainer's data set is seen once.
         loss, losses: mean of the last interval; (step, loss) of the last log steps; nats per token.
+        first: step and loss of the run's first step, where that is known, else of its first log step.
         nonfinite: log steps in a row whose loss was NaN or infinite.
-        risen: a rise of the loss was found, and holds until it has come back.
+        stands: names of rules whose finding stands; those of the loss hold until it has come half-way back.
         resumed_at: steps done at the last resume from a checkpoint that knew the losses.
         unchanged_since: step since which no weight that trains has changed; None: some has, or that can't be seen.
         forecast, forecast_of: of the loss at the planned end, or why there is none; of `train` or eval/<name>.
@@ -129,12 +131,14 @@ class Situation:
     decoupled: bool = False
     inference_tokens: float | None = None
     unique_tokens: float | None = None
+    epoch_steps: int | None = None
     target_loss: float | None = None
     intent: Intent = "optimal"
     loss: float | None = None
     losses: Sequence[tuple[int, float]] = ()
+    first: tuple[int, float] | None = None
     nonfinite: int = 0
-    risen: bool = False
+    stands: frozenset[str] = frozenset()
     resumed_at: int | None = None
     unchanged_since: int | None = None
     forecast: Forecast | NoForecast | None = None
@@ -152,6 +156,10 @@ class Situation:
     speeds: Sequence[float] = ()
     best_speed: float | None = None
 
+    def held(self, rule: Rule) -> float:
+        """Of a threshold: how much of it a finding of a rule needs, which is less where one stands."""
+        return 0.5 if rule.name in self.stands else 1.0
+
     @property
     def planned_tokens(self) -> float | None:
         """D at the planned end, at the mean batch size so far."""
@@ -159,6 +167,14 @@ class Situation:
             return None
         done = self.tokens or 0.0
         return done + max(self.total_steps - self.step, 0) * self.tokens_per_step
+
+    @property
+    def stock(self) -> float | None:
+        """Unique tokens by the user's word, else of the trainer's data set where more than one epoch is planned."""
+        again = self.epoch_steps is not None and (self.total_steps or 0) > self.epoch_steps
+        if self.unique_tokens is not None or not again or self.tokens_per_step is None:
+            return self.unique_tokens
+        return (self.epoch_steps or 0) * self.tokens_per_step
 
     @property
     def left(self) -> float | None:
@@ -342,7 +358,8 @@ class Rule:
             return None
         if why := self.domain(run):
             return Missing(self.subject, why, quiet=True) if self.subject else None
-        return self.judge(run, thresholds)
+        found = self.judge(run, thresholds)
+        return replace(found, step=run.step) if isinstance(found, Advice) else found
 
 
 def rule(name: str, domain: Domain, **how: Any) -> Callable[[Judge], Rule]:
@@ -366,8 +383,8 @@ class Standing:
     def lately(self, run: Situation) -> bool:
         """Whether it was given not long ago."""
         again = AGAIN * run.total_steps if run.total_steps else AGAIN_LOGS
-        if self.given_at is None:
-            return False
+        if self.given_at is None or not run.task.falls:
+            return self.given_at is not None  # what comes and goes may be meant: once
         return run.step - self.given_at < max(again * 2 ** (self.times - 1), (KEPT - 1) * self.given_at)
 
     def nothing(self, in_a_row: int) -> None:
@@ -389,8 +406,8 @@ class Standing:
             return False
         worse = before is None or advice.severity > before
         self.advice = advice if worse or known is None else replace(advice, step=known.step)
-        if worse and advice.severity <= self.gave and self.lately(run):
-            return False  # but when that time is over
+        if worse and advice.severity <= self.gave and (before is not None or self.lately(run)):
+            return False  # it never went, or not long ago
         self.severity = int(advice.severity)
         if not worse:
             return False

@@ -17,7 +17,7 @@ from isoflop.arrays import Array
 from isoflop.fit.alternatives import line_law
 from isoflop.fit.drifting_law import MUON_RATIO, PriorLine
 from isoflop.fit.posterior import Posterior
-from isoflop.forecast import Forecast, LrPlan
+from isoflop.forecast import Forecast, LrPlan, NoForecast
 from isoflop.laws.forms import ALPHA_N_STEPS, ALPHA_S, Law
 from isoflop.laws.frontier import Waste, interval, waste_of
 from isoflop.record.run import DEFAULT_N
@@ -36,6 +36,8 @@ KAPLAN_STOP = ALPHA_N_STEPS / ALPHA_S
 """α_N/α_S: how far above its converged loss compute-optimal training stops (Kaplan et al. 2020, section 6 and B.1)."""
 TARGET_FROM = 0.25
 """Of the planned run: how well forecasts hold was measured from there on."""
+SURE_IF_WIDE = 0.99
+"""Probability that a target is missed by a forecast that is too wide to be shown."""
 CLOSE = 0.3
 """ln of the factor below the best size within which there is no waste whatever the exponents."""
 DECAYED = 0.5
@@ -78,8 +80,6 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
     less = f"The same loss{serving} would cost {share(saved)} [{share(low)}, {share(high)}] less compute"
     neutral = Advice(
         Reason.FRONTIER,
-        Severity.NOTE,
-        run.step,
         f"{plan} {less} at {_range(waste.N)} parameters and {_range(waste.D)} tokens.",
         numbers=(
             Quantity("N", N, "parameters"),
@@ -91,6 +91,7 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
         ),
         basis=(*_basis(run), EXPONENTS),
         level=LEVEL,
+        severity=Severity.NOTE,
     )
     larger = float(np.mean(waste.N[1:] < N))
     if not _clear(run, waste, larger, thresholds):
@@ -117,7 +118,7 @@ def _clear(run: Situation, waste: Waste, larger: float, thresholds: Thresholds) 
     """Whether a size surely wastes compute, in a known direction, by a law that holds, and can't be meant."""
     if waste.at_least(thresholds.waste_sure) < thresholds.waste:
         return False
-    if run.unique_tokens is not None and run.unique_tokens < max(run.planned_tokens or 0.0, float(waste.D[0])):
+    if run.stock is not None and run.stock < max(run.planned_tokens or 0.0, float(waste.D[0])):
         return False  # the law is of single epochs
     meant = larger < 0.5 and run.intent == "overtrain" and run.inference_tokens is None
     return max(larger, 1 - larger) >= thresholds.sure and not meant
@@ -174,7 +175,7 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
         return None  # judged against serving by `planned`
     if run.total_steps is None:
         return None
-    if run.unique_tokens is not None and run.unique_tokens < run.tokens:
+    if run.stock is not None and run.stock < run.tokens:
         return None  # the law is of single epochs
     C = run.sizes.flops(run.N, run.tokens)
     if math.log(run.N) > run.sizes.at(C)[0] - CLOSE:
@@ -190,8 +191,6 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
         still = f", and the rest buys {gain:.3f} nats per token [{low:.3f}, {high:.3f}]"
     return Advice(
         Reason.PAST_EFFICIENT,
-        Severity.INFO,
-        run.step,
         f"Past the efficient stopping point: {count(run.N)} parameters have seen {count(run.tokens)} tokens; a model "
         f"of about {count(waste.N[0])} parameters would have reached this loss with {waste.saved(LEVEL)[0]:.0%} less "
         f"compute{still}.",
@@ -206,6 +205,7 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
         probability=larger,
         level=LEVEL,
         stops=thresholds.stop_past_efficient,
+        severity=Severity.INFO,
     )
 
 
@@ -233,27 +233,28 @@ def _losses_ahead(run: Situation, ending: Forecast | None) -> list[Quantity]:
 @rule("the target", anything, of_end=True)
 def target(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     """The forecast's interval lies above the target."""
-    ending, what = run.forecast, "whether the target will be reached"
+    ending, what, sure = run.forecast, "whether the target will be reached", thresholds.target
     if run.target_loss is None:
         return None
     if ending is None:
         return Missing(what, "there is no forecast yet", quiet=True)
+    unknown = None if isinstance(ending, Forecast) else Missing(what, ending.message, quiet=ending.reason.temporary)
+    if isinstance(ending, NoForecast) and run.rates is not None and not run.rates.assumed:
+        ending, sure = ending.wide, SURE_IF_WIDE
     if not isinstance(ending, Forecast):
-        return Missing(what, ending.message, quiet=ending.reason.temporary)
+        return unknown
     if ending.rate_assumed:
         return Missing(what, "the learning rate to come is only assumed to stay as it is; pass lr_plan=")
     if (run.left or 0.0) > 1 - TARGET_FROM:
-        return None
+        return unknown
     missed = 1 - ending.probability_below(run.target_loss)
-    if missed < thresholds.target:
-        return None
+    if missed < sure:
+        return unknown
     assert run.total_steps is not None
     return Advice(
         Reason.TARGET,
-        Severity.WARNING,
-        run.step,
         f"The run will not reach the target of {nats(run.target_loss, run.task.unit)}{_whose(run)}: the forecast is "
-        f"{nats(ending.loss)} at step {ending.step:,}.",
+        f"{nats(ending.loss)} [{nats(ending.low)}, {nats(ending.high)}] at step {ending.step:,}.",
         "stop and change the plan, or train longer, with the learning rate's end moved along; or lower the target.",
         (_loss(run, f"loss{_whose(run)} at the planned end", ending),),
         saves=_rest(run, run.total_steps),

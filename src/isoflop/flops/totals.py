@@ -145,6 +145,9 @@ class Tally:
         self._losses = 0
         self.batches = 0
         """(Micro-)batches since the last `drain`."""
+        self.first: Any = None
+        """The first loss of all, a number from the first `drain` on: the mean of an interval may be far from it."""
+        self.add_loss = self._add_first  # type: ignore[method-assign]
 
     def add(self, tokens: TokenCount | None, flops: FlopCount | None) -> None:
         """One (micro-)batch; None: unknown."""
@@ -195,6 +198,16 @@ class Tally:
             total.number += as_float(loss) * scale
         self._losses += 1
 
+    def _add_first(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
+        """The first of all; later ones cost nothing for it."""
+        del self.add_loss
+        self.add_loss(loss, scale, owned)
+        if isinstance(loss, torch.Tensor):
+            local = loss.to_local() if hasattr(loss, "placements") else loss  # type: ignore[attr-defined]
+            self.first = local.detach() * scale  # a copy
+        else:
+            self.first = as_float(loss) * scale
+
     def _add_finite(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
         """Likewise where some losses are NaN: the mean is over the others, if there are any."""
         loss = loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(as_float(loss))
@@ -213,7 +226,9 @@ class Tally:
             each.number, each.tensor, each.waiting = 0, None, []
         # before they are read, for what can't be must not stay
         self._counts, self._losses, self.batches = [0] * len(counts), 0, 0
-        begin, values = 0, read_scalars([tensor for tensor, _ in terms]) if terms else []
+        first = [self.first] if isinstance(self.first, torch.Tensor) else []
+        begin, values = 0, read_scalars([*(tensor for tensor, _ in terms), *first]) if terms or first else []
+        self.first = values[-1] if first else self.first
         for i, end in enumerate(ends):
             sums[i] += sum([values[j] * terms[j][1] for j in range(begin, end)])
             begin = end

@@ -153,10 +153,11 @@ class Refusal(str, Enum):
 
 @dataclass(frozen=True)
 class NoForecast:
-    """No forecast: a stable `reason` to branch on, and the numbers of its `message`."""
+    """No forecast: a stable `reason` to branch on, and the numbers of its `message`; `wide`: one too wide to show."""
 
     reason: Refusal
     details: Mapping[str, float | str] = field(default_factory=dict)
+    wide: Forecast | None = None
 
     @property
     def message(self) -> str:

@@ -127,6 +127,8 @@ class AdvicePart(Part):
         self._highest = max(self._highest, step.lr or 0.0)
         if first := not self._started:
             self._start(step)
+            if step.whole and not step.before.steps and step.first_loss is not None and usable(step.first_loss):
+                self._judge.track.first = 1, step.first_loss
         total, scalars = self._run.total_steps, step.scalars
         seen = step.plan, total, step.forecast, self._evaluated, total is not None and step.step >= total
         loss, speed = scalars.get("isoflop/loss", step.loss), scalars.get("isoflop/tokens_per_second_per_device")
@@ -207,7 +209,7 @@ class AdvicePart(Part):
             return f"fewer than {FEW} log steps"
         if self._judge.track.lowest <= 0:
             return "it falls below 0: no cross-entropy"
-        first, (final, _) = self._judge.track.losses[0][1], self._judge.track.ends()
+        (_, first), (final, _) = self._judge.track.losses[0], self._judge.track.ends()
         return f"it ended at {nats(final)}, where it began: {nats(first)}" if final > 0.99 * first else ""
 
     def _ended(self, run: Situation) -> str:
@@ -250,6 +252,7 @@ class AdvicePart(Part):
             line_source=self.own.source,
             inference_tokens=options.inference_tokens,
             unique_tokens=options.unique_tokens,
+            epoch_steps=self._run.epoch_steps,
             target_loss=options.target_loss,
             intent=options.intent or "optimal",
             loss=step.scalars.get("isoflop/loss", step.loss),

@@ -118,14 +118,14 @@ def closing_lines(
     if ended and not run.task.falls:
         loss_unjudged, ended = loss_unjudged or f"it {ended}", ""
     if held:
-        lines.append("isoflop: advice that stood to the end: " + "; ".join(each.reason.value for each in held) + ".")
+        lines.append("isoflop: advice that stood to the end: " + "; ".join(each.title for each in held) + ".")
     if gone:
-        found = ", ".join(f"{each.reason.value} (step {each.step:,})" for each in gone)
+        found = ", ".join(f"{each.title} (step {each.step:,})" for each in gone)
         lines.append(f"isoflop: advice that no longer held at the end: {found}.")
     target = _target(run, final)
     missing = [each for each in missing if not (target and each.what == TARGET)]
     fine, unjudged = _verdict(run, step, {each.reason for each in (*held, *gone)}, missing, loss_unjudged, bool(ended))
-    each_why = [f"{' and '.join(whats)} ({why})" for why, whats in by_reason(unjudged).items()]
+    each_why = [f"{' and '.join(', '.join(whats).rsplit(', ', 1))} ({why})" for why, whats in by_reason(unjudged).items()]
     parts = [f"fine: {', '.join(fine)}"] * bool(fine) + [target] * bool(target)
     parts += [f"the loss {ended}"] * bool(ended)
     parts += [f"not judged: {', '.join(each_why)}"] * bool(each_why)

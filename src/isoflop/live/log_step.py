@@ -45,6 +45,7 @@ class LogStep:
         updates: of the weights, of which one is several steps where several optimizers step together.
         loss_sum, losses: sum and number of the training losses since the last log step, over all ranks; nats.
         loss: their mean, nats per token.
+        first_loss: of the first step that this process made, where that is known apart from the interval's mean.
         before: the last log step.
         totals: tokens and FLOPs since the run began, over all ranks.
         summed: they hold all up to this step; False: up to the last log step, or other ranks' are still to come.
@@ -71,6 +72,7 @@ class LogStep:
     loss_sum: float = 0.0
     losses: int = 0
     loss: float | None = None
+    first_loss: float | None = None
     before: Interval = field(default_factory=Interval)
     totals: Totals = field(default_factory=Totals)
     summed: bool = True

@@ -1,8 +1,7 @@
 """`Monitor` observes one run, whatever the trainer, and passes each log step through its parts.
 
-The way of one loss value: `step(loss)` adds it to the observer's tally, on its device. Every `log_every` steps `log`
-sums the tally over ranks, makes a `LogStep` of it and passes that through `parts`: the scalars, the noise scale, the
-forecast, the advice, the record, and the sinks, which write it to TensorBoard.
+`step(loss)` adds a loss to the observer's tally. Every `log_every` steps `log` sums the tally over ranks and passes a
+`LogStep` of it through `parts`: scalars, noise scale, forecast, advice, record, and sinks, which write TensorBoard.
 """
 
 from __future__ import annotations
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from isoflop.live.options import OptionsDict
-
 
 SEEING = declare("seeing the model", UNKNOWN)
 COUNTING = declare("counting the batch", UNKNOWN)
@@ -104,11 +102,10 @@ class Monitor(PlainLoop, Display):
         self._lr: Any = None
         self._held: dict[str, Any] = {"param_groups": [{"lr": None}]}  # the optimizer's attributes; none: no rate
         self._started = self._finished = self._opened = False
-        self._attempt_began_at = 0
         self._uncounted = False  # steps of this run that nothing was counted of
         self._loss = (0.0, 0)  # sum and number of losses since the last log step, over all ranks
         self._logged = Interval()
-        self.logged_at = 0  # the last log step, whether or not logging has worked
+        self._attempt_began_at = self.logged_at = 0  # the last log step, whether or not logging has worked
         self._latest = LogStep(step=0)  # what came of it
         self._counting: tuple[Any, dict[str, Any]] = None, {}  # ways by which FLOPs are counted, as the record has them
         settings = self.log_every, self.run.total_steps, self.options.noise_scale, self.options.on_advice != "warn"
@@ -311,6 +308,8 @@ class Monitor(PlainLoop, Display):
             self._begin()
         loss_sum, losses = self._loss
         if train_loss is not None and math.isfinite(loss_sum):
+            if not math.isclose(loss_sum, train_loss * losses, rel_tol=0.01):
+                self.observer.tally.first = None  # of another loss than the trainer's
             # a trainer does not keep, through a resume, the losses since its last log step
             losses = self.steps - max(self._logged.steps, self._attempt_began_at)
             loss_sum = train_loss * losses
@@ -337,6 +336,7 @@ class Monitor(PlainLoop, Display):
             loss_sum=loss_sum,
             losses=losses,
             loss=loss_sum / losses if losses else None,
+            first_loss=self.observer.tally.first,
             before=self._logged,
             totals=self._ranks.known(self.totals) if self._ranks.held else self.totals,
             summed=summed and not self._ranks.held,

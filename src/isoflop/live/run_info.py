@@ -10,16 +10,26 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from isoflop.flops.totals import data_parallel_ranks, world_size
-from isoflop.guard import Guard, declare
+from isoflop.guard import Guard, attempt, declare
 from isoflop.live.scalars import AxisPoint
 from isoflop.live.scheduler import Calls
 from isoflop.record.paths import PASSPORT
 from isoflop.record.task import Task
 
 LAYOUT = declare("seeing which ranks share a batch", "tokens and FLOPs of ranks that do are counted more than once")
+
+
+def steps_of_epoch(loader: Any, accumulate: int) -> int | None:
+    """Optimizer steps in which a loader's data set is seen once; None: a stream, or none is known."""
+    data = getattr(loader, "dataset", None)
+    if isinstance(data, IterableDataset) or attempt(len, data) is None:
+        return None
+    batches = attempt(len, loader)
+    return -(-batches // accumulate) if batches else None
 
 
 class Sink(Protocol):
@@ -54,6 +64,7 @@ class RunInfo:
         own: the folder below the record's that holds this run's events and passport: "" is that folder itself, None
             is still to be decided, for another run's may be there (plain loops, whose default folder is one).
         total_steps: planned optimizer steps; None: endless or unknown.
+        epoch_steps: optimizer steps in which the data set is seen once; None: a stream, or unknown.
         dtype: of the matrix products; None: to be seen at the first forward pass.
         data_parallel: ranks with data of their own; None: all.
         scheduler: sets the optimizer's learning rate; None: nobody does.
@@ -76,6 +87,7 @@ class RunInfo:
     run_id: str | None = None
     own: str | None = ""
     total_steps: int | None = None
+    epoch_steps: int | None = None
     optimizer: Any = None
     schedule: str | None = None
     scheduler: Any = None

@@ -24,7 +24,7 @@ _READ = ("is_encoder_decoder", "vision_config", "audio_config", "speech_config",
 DEPTH = 3
 """Modules so deep tell what a model is: Lightning's module, its network, that one's body."""
 FIRST = 100
-"""Optimizer steps up to which the mean loss of the first interval is a first loss."""
+"""Optimizer steps up to which the mean loss of the first interval stands for a first loss that is not known."""
 
 
 def describe_task(run: RunInfo, model: nn.Module | None, given: Any = None) -> Task:
@@ -67,7 +67,7 @@ def describe_task(run: RunInfo, model: nn.Module | None, given: Any = None) -> T
 
 
 def look_again(task: Task, step: LogStep, model: nn.Module | None, accumulate: int | None) -> Task:
-    """The task at the first log step of a run: experts and heads by use, and the first loss against ln V."""
+    """The task at the first log step of a run: experts and heads by use, and the first step's loss against ln V."""
     parameters, totals = step.parameters, step.totals
     if parameters is not None and parameters.active is not None and parameters.active < parameters.total:
         task = task.having(experts=True)
@@ -77,11 +77,12 @@ def look_again(task: Task, step: LogStep, model: nn.Module | None, accumulate: i
         task = task.having(objective=task.objective or "headless")
     if totals.tokens_known is None and task.objective in (None, "headless") and task.modality in (None, "text"):
         task = task.having(modality="other")  # a table alone, of users or of categories, is no text
-    if not step.whole or step.before.steps or step.step > FIRST:
+    if not step.whole or step.before.steps:
         return task
+    first = step.first_loss if step.first_loss is not None else step.loss if step.step <= FIRST else None
     tokens, labels = totals.data_tokens, totals.loss_tokens_known
     share = labels / tokens if tokens and labels else None
-    return task.seen(step.loss, vocabulary_of(model), share, accumulate)
+    return task.seen(first, vocabulary_of(model), share, accumulate)
 
 
 def vocabulary_of(model: nn.Module | None) -> int | None:
