@@ -30,7 +30,7 @@ RULES: dict[str, Rule] = {
     if isinstance(each, Rule)
 }
 """All rules by name, in the order in which they are asked: that of the modules and in them."""
-ON_CURVE = (off_curve.name, below_curve.name, plateau.name)
+ON_CURVE = frozenset({off_curve.name, below_curve.name, plateau.name})
 """Rules that hold the loss against earlier fits of the run's curve."""
 DECAY_NOW = 0.15
 """Steps of a decay that begins now, over the steps done: 10 to 20% is usual (Hägele et al. 2024)."""
@@ -329,11 +329,13 @@ class Adviser:
         """
         plan, track = run.rates, self.track
         forecaster, ladder = (forecaster, ladder) if dear else (None, None)
+        stands = {name: each.advice.step for name, each in self._standing.items() if each.advice is not None}
         # what is expected is the training loss; one that has been at or below 0 is no cross-entropy
         trained = run.forecast_of == "train" and track.lowest > 0
         if forecaster is not None and trained and not track.nonfinite:
-            left = [each.advice.step for name in ON_CURVE if (each := self._standing[name]).advice is not None]
-            track.hold_against_fits(run.step, forecaster, plan, min(left, default=None))
+            track.hold_against_fits(
+                run.step, forecaster, plan, min(map(stands.get, ON_CURVE & stands.keys()), default=None)
+            )
         now = track.now()
         return self.judge(
             replace(
@@ -343,7 +345,7 @@ class Adviser:
                 losses=tuple(track.losses),
                 first=track.first,
                 nonfinite=track.nonfinite,
-                stands=frozenset(name for name, each in self._standing.items() if each.advice is not None),
+                stands=stands,
                 resumed_at=track.resumed_at,
                 expected=track.expected if trained else (),
                 looks=tuple(track.looks) if trained else (),

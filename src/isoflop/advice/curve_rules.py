@@ -47,6 +47,8 @@ MAY_RISE = (
     "nothing, if this loss may rise (an adversary's, of values whose targets grow, with a weight that grows; "
     "task= says what is trained); else "
 )
+HELD = 0.5
+"""Of a threshold, by which a finding that stands still does: until the loss is half-way back."""
 REWARMED = 1.25
 """A factor between the rate now and that of the best loss, beyond which the loss may rise."""
 SPIKES = 200
@@ -59,7 +61,7 @@ UNFALLEN = 0.01
 """Of the first loss: a lesser fall is none."""
 AVERAGED = 5
 """Log steps whose mean is a loss without most of its noise."""
-LOOKS = 2
+LOOKS = 4
 """At the last losses, half a block apart, over which a plateau is held against a curve."""
 LATELY = 30
 """Log steps whose scatter is the noise: earlier ones scatter by the fall of the loss."""
@@ -121,11 +123,12 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
         )
     if run.task.objective == "reinforcement" or falling_loss(run):
         return None
-    losses, held = np.array([loss for _, loss in run.losses]), run.held(diverging)
+    losses, held = np.array([loss for _, loss in run.losses]), HELD if diverging.name in run.stands else 1.0
     now, first = losses[-thresholds.in_a_row :], run.first or next(iter(run.losses), None)
     early = len(losses) < FEW or run.step < (run.warmup_steps or 0)
     learnt = not early and first is not None and losses.min() < first[1]
-    if first and not learnt and len(now) == thresholds.in_a_row and _exploded(run, first, float(now.min())):
+    far = first is not None and len(now) == thresholds.in_a_row and 0 < EXPLODED * first[1] < now.min()
+    if first and far and not learnt and _exploded(run, first, float(now.min())):
         falls = now.max() < losses.max() / 4
         return _risen_to(run, "rose and falls again" if falls else "diverges", not falls, now, first)
     if early:
@@ -165,8 +168,6 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
 def _exploded(run: Situation, began: tuple[int, float], now: float) -> bool:
     """Whether a loss lies far above the first one, or clearly above it for long."""
     begin, first = began
-    if not 0 < EXPLODED * first < now:
-        return False
     guesses = run.task.falls and not run.task.tuned and run.task.objective != "regression"
     limit = first * (EXPLODED if guesses else BLOWN_UP)
     since = next((step for step, loss in reversed(run.losses) if loss <= limit), begin)
@@ -281,16 +282,15 @@ def _left(
 
     One that was left is joined again half-way to it; standard deviations say little then, for they grow with time.
     """
-    held, own = run.held(rule), () if run.rate_stepped else run.expected
+    held, own = HELD if rule.name in run.stands else 1.0, () if run.rate_stepped else run.expected
     deviations, share = thresholds.off_curve if held == 1 else 1.0, (1.5 - sign / 2) * thresholds.off_curve_share
-    found = [
-        (deviation, each)
-        for each in (ladder, *own)
-        if each is not None
-        and (deviation := _deviation(each, sign)) > deviations
-        and min(sign * miss - held * share * came for miss, came in zip(_missed(each), each.came, strict=True)) > 0
-    ]
-    return max(found, key=itemgetter(0), default=(0.0, None))[1]
+    found = None
+    for each in own if ladder is None else (ladder, *own):
+        (earlier, miss), came = _missed(each), each.came
+        far = min(sign * earlier - held * share * came[0], sign * miss - held * share * came[1]) > 0
+        if far and (deviation := _deviation(each, sign)) > deviations:
+            found, deviations = each, deviation
+    return found
 
 
 def _missed(each: Expected) -> tuple[float, float]:
@@ -300,8 +300,9 @@ def _missed(each: Expected) -> tuple[float, float]:
 
 def _deviation(each: Expected, sign: int = 1) -> float:
     """By how many standard deviations both blocks lie above, or below, what was expected."""
-    missed = zip(_missed(each), each.noise, strict=True)
-    return min(sign * miss / max(math.hypot(each.sd, sd), 1e-12) for miss, sd in missed)
+    first, last = (max(math.hypot(each.sd, sd), 1e-12) for sd in each.noise)
+    earlier, miss = _missed(each)
+    return min(sign * earlier / first, sign * miss / last)
 
 
 def _curve_to(each: Expected) -> str:
@@ -326,14 +327,14 @@ def _away(run: Situation, each: Expected, reason: Reason, what: str, do: str, ba
 def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:
     """The loss stays where an earlier fit left it, though the fit lets a fall be expected; and no fit saw it rise.
 
-    Surely at once, or for some looks in a row: a healthy curve comes back after one or two.
+    The surer, the fewer looks in a row: a healthy curve comes back after some.
     """
     now, worst = (0.0, None) if run.rate_stepped else _flattest(run.expected, thresholds)
-    if worst is None or not now:
+    held = HELD if plateau.name in run.stands else 1.0
+    if worst is None or now <= held * thresholds.plateau_looks[-1][1]:
         return None
-    if now <= run.held(plateau) * thresholds.plateau_sure and not (
-        len(run.looks) == LOOKS and all(_flattest(look, thresholds)[0] > thresholds.plateau_held for look in run.looks)
-    ):
+    flat = [_flattest(look, thresholds)[0] for look in run.looks[:-1]] + [now]
+    if not any(len(flat) >= n and min(flat[-n:]) > held * least for n, least in thresholds.plateau_looks):
         return None
     fell, fall = Normal(worst.then - worst.came[1], worst.noise[1]), Normal(worst.then - worst.loss[1], worst.sd)
     return _stopped(run, fell, fall, f"since step {worst.made_at:,}", _curve_to(worst))

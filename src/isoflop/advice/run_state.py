@@ -92,7 +92,7 @@ class Situation:
         loss, losses: mean of the last interval; (step, loss) of the last log steps; nats per token.
         first: step and loss of the run's first step, where that is known, else of its first log step.
         nonfinite: log steps in a row whose loss was NaN or infinite.
-        stands: names of rules whose finding stands; those of the loss hold until it has come half-way back.
+        stands: rules whose finding stands, by name → since which step; those of the loss until it is half-way back.
         resumed_at: steps done at the last resume from a checkpoint that knew the losses.
         unchanged_since: step since which no weight that trains has changed; None: some has, or that can't be seen.
         forecast, forecast_of: of the loss at the planned end, or why there is none; of `train` or eval/<name>.
@@ -138,7 +138,7 @@ class Situation:
     losses: Sequence[tuple[int, float]] = ()
     first: tuple[int, float] | None = None
     nonfinite: int = 0
-    stands: frozenset[str] = frozenset()
+    stands: Mapping[str, int] = field(default_factory=dict)
     resumed_at: int | None = None
     unchanged_since: int | None = None
     forecast: Forecast | NoForecast | None = None
@@ -155,10 +155,6 @@ class Situation:
     evaluations: Mapping[str, Sequence[Evaluated]] = field(default_factory=dict)
     speeds: Sequence[float] = ()
     best_speed: float | None = None
-
-    def held(self, rule: Rule) -> float:
-        """Of a threshold: how much of it a finding of a rule needs, which is less where one stands."""
-        return 0.5 if rule.name in self.stands else 1.0
 
     @property
     def planned_tokens(self) -> float | None:
@@ -215,9 +211,8 @@ class Thresholds:
     off_curve_share: … and the share of the loss, twice as much for a loss that lies below. Of 264 public curves of
         healthy runs none comes to both; below they come to 4.4 standard deviations and 3%.
     plateau: share of the expected fall below which the loss has stopped falling …
-    plateau_sure: … by so many standard deviations, 1.1 times what healthy curves of four organisations came to and
-        beyond those of the fifth, whichever is left out …
-    plateau_held: … or by so many in two looks half a block apart, 1.1 times likewise.
+    plateau_looks: … by so many standard deviations in so many looks in a row, which lie half a block apart. Whichever
+        of five organisations is left out, 1.15 times what healthy curves of the others came to is above its own.
     stuck: likewise of the fall that published laws expect over the last doubling of tokens.
     in_a_row: log steps in a row at which a finding must stand before it is said.
     batch_large: B/B_crit above which compute is wasted: 2 is 2/3 of it (E/E_min = 1 + B/B_crit).
@@ -244,8 +239,7 @@ class Thresholds:
     off_curve: float = 5.0
     off_curve_share: float = 0.03
     plateau: float = 0.4
-    plateau_sure: float = 5.5
-    plateau_held: float = 4.0
+    plateau_looks: tuple[tuple[int, float], ...] = ((1, 5.5), (2, 4.0), (4, 2.8))
     stuck: float = 0.15
     in_a_row: int = 3
     batch_large: float = 2.0
