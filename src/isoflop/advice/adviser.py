@@ -329,7 +329,10 @@ class Adviser:
         """
         plan, track = run.rates, self.track
         forecaster, ladder = (forecaster, ladder) if dear else (None, None)
-        stands = {name: each.advice.step for name, each in self._standing.items() if each.advice is not None}
+        stands: dict[str, int] = {}
+        for name, each in self._standing.items():
+            if each.advice is not None:
+                stands[name] = each.advice.step
         # what is expected is the training loss; one that has been at or below 0 is no cross-entropy
         trained = run.forecast_of == "train" and track.lowest > 0
         if forecaster is not None and trained and not track.nonfinite:
@@ -337,7 +340,7 @@ class Adviser:
                 run.step, forecaster, plan, min(map(stands.get, ON_CURVE & stands.keys()), default=None)
             )
         now = track.now()
-        return self.judge(
+        return self._ask_rules(
             replace(
                 run,
                 loss=run.loss if now is None else now.mean,
@@ -358,7 +361,8 @@ class Adviser:
                     "end", run.step, lambda: None if forecaster is None else forecaster.converged(plan)
                 ),
             ),
-            dear,
+            of_plan=False,
+            dear=dear,
         )
 
     def replanned(self) -> None:

@@ -57,6 +57,8 @@ def epochs(run: Situation, thresholds: Thresholds) -> Advice | None:
 
     A warning only where the highest R_D* agrees, and the user says how many tokens are unique.
     """
+    if run.unique_tokens is None and run.epoch_steps is None:
+        return None
     D, unique = run.planned_tokens, run.stock
     if unique is None or D is None:
         return None
@@ -165,7 +167,7 @@ def offset(run: Situation, thresholds: Thresholds) -> Advice | None:
 
     Not where data is repeated: there it grows by what is learnt by heart.
     """
-    if run.stock is not None and (run.tokens or 0.0) > run.stock:
+    if run.evaluations and run.stock is not None and (run.tokens or 0.0) > run.stock:
         return None
     for name, points in run.evaluations.items():
         known = offsets(points)

@@ -369,7 +369,9 @@ class OnlineForecaster(Estimator):
         half = T80 * result.sd
         if half > WIDEST * far * loss:
             share = half / max(loss, half)  # of a loss that may be near or below 0: at most all of it
-            return NoForecast(Refusal.TOO_WIDE, {"half": share, "most": WIDEST * far, "loss": loss, "end": step}, result)
+            return NoForecast(
+                Refusal.TOO_WIDE, {"half": share, "most": WIDEST * far, "loss": loss, "end": step}, result
+            )
         return result
 
     def _beside(self, fit: Fit, step: int) -> Beside | None:
