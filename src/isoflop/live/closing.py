@@ -125,7 +125,8 @@ def closing_lines(
     target = _target(run, final)
     missing = [each for each in missing if not (target and each.what == TARGET)]
     fine, unjudged = _verdict(run, step, {each.reason for each in (*held, *gone)}, missing, loss_unjudged, bool(ended))
-    each_why = [f"{' and '.join(', '.join(whats).rsplit(', ', 1))} ({why})" for why, whats in by_reason(unjudged).items()]
+    several = by_reason(unjudged).items()
+    each_why = [f"{' and '.join(', '.join(whats).rsplit(', ', 1))} ({why})" for why, whats in several]
     parts = [f"fine: {', '.join(fine)}"] * bool(fine) + [target] * bool(target)
     parts += [f"the loss {ended}"] * bool(ended)
     parts += [f"not judged: {', '.join(each_why)}"] * bool(each_why)
