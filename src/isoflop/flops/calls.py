@@ -120,6 +120,17 @@ class _Bounds(dict[Any, bool]):
 _BOUNDS = _Bounds()
 
 
+def described(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | str:
+    """A call by the shapes of its arguments; or why it can't be repeated."""
+    try:
+        return Call(module, shapes(args), shapes(kwargs))
+    except Uncountable as reason:
+        return str(reason)
+    except Exception as error:  # of a user's object
+        pass_on(error)
+        return f"the arguments can't be read ({type(error).__name__}: {error})"
+
+
 def signature(value: Any, top: bool = True) -> Signature:
     """A hashable key of a batch: the shapes of its tensors, in order. Costs a few µs and no sync.
 
@@ -167,16 +178,21 @@ Heard = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], "Ended | None"]
 
 
 def watch(
-    module: nn.Module, before: Before, after: Ended | None = None, evaluating: Callable[[bool], None] | None = None
+    module: nn.Module,
+    before: Before,
+    after: Ended | None = None,
+    evaluating: Callable[[bool], None] | None = None,
+    computing: Callable[[], None] | None = None,
 ) -> Callable[[], None]:
     """Call `before(module, args, kwargs)` ahead of each training call of `module` and `after(output)` behind it.
 
     A training call is one with `module.training` and gradients enabled. `evaluating(True)` and `evaluating(False)`
-    come around a call in evaluation mode without gradients. Methods are kept weakly: a class that knows its listeners
-    must not keep what they belong to alive. Returns the function that ends it.
+    come around a call in evaluation mode without gradients, `computing()` ahead of one in training mode without.
+    Methods are kept weakly: a class that knows its listeners must not keep what they belong to alive. Returns the
+    function that ends it.
     """
     ended = None if after is None else _weakly(after)
-    return listen([module], _heard(module, _weakly(before), ended, _weakly(evaluating)))
+    return listen([module], _heard(module, _weakly(before), ended, _weakly(evaluating), _weakly(computing)))
 
 
 def _weakly(listener: Any) -> Callable[[], Any]:
@@ -184,13 +200,19 @@ def _weakly(listener: Any) -> Callable[[], Any]:
 
 
 def _heard(
-    module: nn.Module, before: Callable[[], Any], after: Callable[[], Any] | None, evaluating: Callable[[], Any]
+    module: nn.Module,
+    before: Callable[[], Any],
+    after: Callable[[], Any] | None,
+    evaluating: Callable[[], Any],
+    computing: Callable[[], Any],
 ) -> Heard:
     def heard(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ended | None:
-        listener = before() if called.training else evaluating()
-        if listener is None or torch.is_grad_enabled() is not called.training:
+        if torch.is_grad_enabled() is not called.training:
+            if called.training and (listener := computing()) is not None:
+                listener()
             return None
-        if torch._C._current_graph_task_id() != -1 and _is_repeated():
+        listener = before() if called.training else evaluating()
+        if listener is None or (torch._C._current_graph_task_id() != -1 and _is_repeated()):
             return None
         if called.training:
             listener(module, args, kwargs)
@@ -238,7 +260,8 @@ def listen(modules: Iterable[nn.Module], heard: Heard) -> Callable[[], None]:
     return remove
 
 
-def _frames() -> Iterator[FrameType]:
+def frames() -> Iterator[FrameType]:
+    """The caller's frame, and those around it."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         yield frame
@@ -250,7 +273,7 @@ def _is_repeated() -> bool:
 
     The reentrant way ran it without: the call in the backward pass is then the one that counts.
     """
-    return not any(f.f_code.co_name == "backward" and "checkpoint" in f.f_code.co_filename for f in _frames())
+    return not any(f.f_code.co_name == "backward" and "checkpoint" in f.f_code.co_filename for f in frames())
 
 
 INTERRUPTED_CALLS: list[Callable[[], None]] = []
@@ -299,7 +322,7 @@ def _listeners(kind: type) -> dict[int, list[Heard]]:
         # activation checkpointing runs a forward pass again, as far as it has to
         if torch._C._current_graph_task_id() != -1:
             return True
-        outer = (frame for frame in _frames() if frame.f_code is __call__.__code__)
+        outer = (frame for frame in frames() if frame.f_code is __call__.__code__)
         next(outer)  # this one
         return any(frame.f_locals.get("listening") is not None for frame in outer)
 
@@ -375,15 +398,13 @@ class OutermostCalls:
         if trains and self._inner is not None:
             attempt(self._inner, module, args, kwargs, not self._open)  # what it does not take shows no tokens
         if trains and not self._open:
-            try:
-                self.calls.append(Call(module, shapes(args), shapes(kwargs)))
+            call = described(module, args, kwargs)
+            if isinstance(call, str):
+                self.problem = call
+            else:
+                self.calls.append(call)
                 if self._heard is not None:
-                    self._heard(self.calls[-1])
-            except Uncountable as reason:
-                self.problem = str(reason)
-            except Exception as error:  # nothing may be raised into the training step
-                pass_on(error)
-                self.problem = f"the arguments can't be read ({type(error).__name__}: {error})"
+                    attempt(self._heard, call)  # nothing may be raised into the training step
         self._open += 1
         return self._after
 

@@ -8,6 +8,7 @@ between them is counted again. What follows no such law is counted once a shape.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import astuple, fields
 from fractions import Fraction
@@ -24,7 +25,36 @@ MAX_KNOWN = 10_000
 KEPT = 64
 """Points kept to confirm a law with; every further one is checked against it."""
 
+RECENT = 64
+"""Observations that a mean is of."""
+RARE = 1e-3
+"""A run of equal costs that is rarer than this is a new phase (layers were added), not chance."""
+
 Sizes = tuple[int, ...]
+
+
+class RecentMean:
+    """The mean cost of what differs without a sign, by what was observed last; of a new phase, by that alone."""
+
+    def __init__(self) -> None:
+        self._seen: deque[FlopCount] = deque(maxlen=RECENT)
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def add(self, cost: FlopCount) -> None:
+        """One more observation."""
+        self._seen.append(cost)
+        run = next((i for i, other in enumerate(reversed(self._seen)) if other != cost), len(self._seen))
+        share = (self._seen.count(cost) - run + 1) / (len(self._seen) - run + 2)
+        if run >= 3 and share**run < RARE:
+            self._seen = deque([cost] * run, maxlen=RECENT)
+
+    @property
+    def mean(self) -> FlopCount:
+        """In whole FLOPs; nothing where nothing was observed."""
+        total = sum(self._seen, FlopCount(0, 0, 0))
+        return FlopCount(*(part // max(1, len(self._seen)) for part in astuple(total)))
 
 
 class StepCost:

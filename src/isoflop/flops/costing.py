@@ -9,14 +9,13 @@ equal totals.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import astuple
 from typing import Any
 
 from torch import nn
 
 from isoflop.flops.calls import Call, Signature, Uncountable
 from isoflop.flops.config_shape import APART, ESTIMATED, FORMULA, GIVEN, OBSERVED, SIX_ND
-from isoflop.flops.cost import MAX_KNOWN, StepCost, first_matrix
+from isoflop.flops.cost import MAX_KNOWN, RecentMean, StepCost, first_matrix
 from isoflop.flops.count import estimated
 from isoflop.flops.counter import NOTHING, FlopCount
 from isoflop.flops.measure import CAN_FORK, measure_flops, measure_optimizer
@@ -26,8 +25,9 @@ from isoflop.guard import pass_on
 
 FREE = 64
 """Parts of steps that may be observed in any run …"""
-SHARE = 50
-"""… and further ones, one in so many: to observe a step takes some tenths of its time more."""
+SHARE = 53
+"""… and further ones, one in so many, in step with no period of a loop: to observe a step takes some tenths of its time
+more."""
 COMPILED_OPTIMIZER = "compiled code of the optimizer"
 APART_AT_MOST = 48
 """Shapes measured apart, .2 to 2 s each."""
@@ -73,11 +73,15 @@ class Costing:
         """Observed, not by a law."""
         self._partial: dict[Signature, FlopCount] = {}
         """Observed from the forward call on alone."""
-        self._has_heads: bool | None = None
+        self._ahead: tuple[Signature, FlopCount] = ((), NOTHING)
+        """The first step, observed from the forward call on: what ran before it without gradients."""
+        self.has_heads: bool | None = None
         """Something runs before the model's forward call (a teacher); None: no step was seen from its beginning on."""
-        self.varying: dict[Signature, tuple[int, FlopCount]] = {}
-        """Parts whose signature does not determine their cost: number and sum of what was observed."""
-        self._optimizer = (0, NOTHING)
+        self.varying: dict[Signature, RecentMean] = {}
+        """Parts whose signature does not determine their cost."""
+        self._optimizer = RecentMean()
+        self._ahead_of = RecentMean()
+        """What ran without gradients before the first training call of some steps, and is no part of their price."""
         self._unseen: FlopCount | None = None  # of the optimizers' steps that can't be observed
         self._group: int | None = None  # forward calls a backward pass
         self._beginnings: set[Signature] = set()  # of parts with several calls
@@ -116,16 +120,20 @@ class Costing:
         )
 
     def wants(self, keys: Sequence[Signature]) -> bool:
-        """True if what a step with these micro-batches so far costs is not known."""
-        if self.model is None or self.given is not None:
+        """True if what a step with these micro-batches so far costs is not known, and the last one begins a part."""
+        parts = self.cut(keys)
+        if self.model is None or self.given is not None or (len(keys) - 1) % self._size(keys):
             return False
-        key = self.cut(keys)[-1]
+        key = parts[-1]
         return key not in self._beginnings and key not in self._partial and self.lookup(key) is None
 
     def cut(self, keys: Sequence[Signature]) -> list[Signature]:
         """The parts that a step of these micro-batches is priced by."""
-        size = len(keys) if self.whole_steps else self._group or 1
+        size = self._size(keys)
         return [joined(keys[i : i + size]) for i in range(0, len(keys), size)]
+
+    def _size(self, keys: Sequence[Signature]) -> int:
+        return len(keys) if self.whole_steps else self._group or 1
 
     def is_final(self, key: Signature) -> bool:
         """True if the price of a part stays as it is."""
@@ -135,7 +143,7 @@ class Costing:
     @property
     def unsure(self) -> bool:
         """True if the masks of the next step are to be read, whatever that waits for."""
-        return bool(self.waiting) or self._has_heads is None
+        return bool(self.waiting) or self.has_heads is None
 
     @property
     def one_by_one(self) -> bool:
@@ -147,9 +155,9 @@ class Costing:
         if self.given is not None:
             return None
         if key in self.varying:
-            return _mean(*self.varying[key])
+            return self.varying[key].mean
         found = self._prices.lookup(key)
-        return found if found is not None or self._has_heads else self._partial.get(key)
+        return found if found is not None or self.has_heads else self._partial.get(key)
 
     # -- observed ----------------------------------------------------------------------------------------------
 
@@ -161,7 +169,7 @@ class Costing:
             keys: of a trainer's step, which is one part; None: each micro-batch is one.
         """
         segments, self.now_known = observation.segments, 0
-        self.observed += len(segments)
+        self.observed += 1
         if keys is not None:
             segments = [_together(segments)._replace(keys=tuple(keys))]
         if observation.unread:  # a check that tells the attention in full alone
@@ -182,22 +190,24 @@ class Costing:
         for place, segment in enumerate(segments):
             self._learn_segment(segment, place == 0)
         self._use(OBSERVED, observation.uses, observation.without_formula)
-        correction = NOTHING
+        correction = observation.ahead
+        if correction.model:
+            self._ahead = joined(segments[0].keys), correction
+            self._ahead_of.add(correction)
         if observation.optimizer_stepped or observation.unseen:
-            correction = self._learn_optimizer(observation.optimizer + self._measured(observation.unseen))
+            correction += self._learn_optimizer(observation.optimizer + self._measured(observation.unseen))
         if observation.evaluated.calls and observation.evaluated.unused().hardware:
             self.note_change("calls in evaluation mode whose results no gradient needs are left out")
-        complete = self._has_heads is False or segments[0].head is not None
+        complete = self.has_heads is False or segments[0].head is not None
         return sum((self._corrected(segment, complete) for segment in segments), correction)
 
     def _learn_optimizer(self, flops: FlopCount) -> FlopCount:
         """A step of the optimizer was observed; what to add, for it is going to be counted at the mean."""
-        number, total = self._optimizer
-        if number and flops != self.optimizer:
-            self.varying.setdefault(("optimizer",), (0, NOTHING))
+        if len(self._optimizer) and flops != self.optimizer:
+            self.varying.setdefault(("optimizer",), RecentMean())
             self.note_change("the optimizer's products differ from step to step: those not observed, their mean")
-        self._optimizer = number + 1, total + flops
-        self.optimizer = _mean(*self._optimizer)
+        self._optimizer.add(flops)
+        self.optimizer = self._optimizer.mean
         return flops - self.optimizer
 
     def _measured(self, unseen: Sequence[Any]) -> FlopCount:
@@ -216,6 +226,11 @@ class Costing:
                 )
         return self._unseen or NOTHING if unseen else NOTHING
 
+    def ahead(self) -> FlopCount:
+        """What to add for what is computed without gradients ahead of a step, and is not observed."""
+        self.note_change("what is computed without gradients ahead of some steps: where not observed, its mean")
+        return self._ahead_of.mean
+
     def differs(self, observation: Observation, keys: Sequence[Signature]) -> bool:
         """True if a trainer's step cost another amount than is known of its signature."""
         return not observation.unread and self._conflicts(_together(observation.segments)._replace(keys=tuple(keys)))
@@ -230,7 +245,7 @@ class Costing:
         """True if something else is known of these calls."""
         key = joined(segment.keys)
         pairs = [(self._partial.get(key), segment.body)]
-        if segment.head is not None or self._has_heads is False:
+        if segment.head is not None or self.has_heads is False:
             pairs.append((self._prices.lookup(key), segment.whole))
         return any(known and (known.model, known.hardware) != (new.model, new.hardware) for known, new in pairs)
 
@@ -241,17 +256,18 @@ class Costing:
         if key in self.varying or self._conflicts(segment):  # the signature does not determine the cost: the mean
             if key not in self.varying:
                 before = self._prices.lookup(key) if key in self._exact else None
-                if before is None and not self._has_heads and not (segment.head or NOTHING).model:
+                if before is None and not self.has_heads and not (segment.head or NOTHING).model:
                     before = self._partial.get(key)
                     self._provisional.pop(key, None)  # that step was counted as what it was
-                self.varying[key] = (0, NOTHING) if before is None else (1, before)
+                self.varying[key] = RecentMean()
+                if before is not None:
+                    self.varying[key].add(before)
                 self.note_change("steps of the same shapes cost different amounts: those not observed, their mean")
-            number, total = self.varying[key]
-            self.varying[key] = number + 1, total + segment.whole
+            self.varying[key].add(segment.whole)
             self.waiting.discard(key)
-        elif segment.head is None and self._has_heads is not False:
+        elif segment.head is None and self.has_heads is not False:
             self._partial[key] = segment.body
-            if self._has_heads and key not in self._exact:
+            if self.has_heads and key not in self._exact:
                 self.waiting.add(key)
         else:
             self._learn_price(key, segment.whole)
@@ -265,14 +281,14 @@ class Costing:
         self._exact.add(key)
 
     def _see_head(self, found: bool) -> None:
-        if self._has_heads is None and not found:  # what was seen from the forward call on is all there was
+        if self.has_heads is None and not found:  # what was seen from the forward call on is all there was
             for key, price in self._partial.items():
                 self._learn_price(key, price)
                 self._provisional.pop(key, None)
             self._partial.clear()
-        elif self._has_heads is None:
+        elif self.has_heads is None:
             self.waiting.update(self._provisional)
-        self._has_heads = self._has_heads or found
+        self.has_heads = self.has_heads or found
 
     def note_change(self, why: str) -> None:
         """The signatures do not tell all: say so once, in the record too."""
@@ -320,7 +336,7 @@ class Costing:
         if known is not None:
             if processed and self.flops_per_token is None:
                 self.flops_per_token = known.model / processed
-            if self._has_heads is None and key in self._partial and key not in self.varying:
+            if self.has_heads is None and key in self._partial and key not in self.varying:
                 self._is_provisional(key, known, waits=False)
             return known
         flops = self._by_formula(key, processed)
@@ -360,12 +376,30 @@ class Costing:
         if key not in self._provisional:
             return correction
         self.waiting.discard(key)
-        times, counted, unknown = self._provisional.pop(key)
+        first, ahead = self._ahead
+        if key == first and (segment.head or NOTHING).model >= ahead.model:  # it is going to be counted with a head
+            correction -= ahead
+            self._ahead = ((), NOTHING)
+        return correction + self._settled(key, price)
+
+    def _settled(self, key: Signature, price: FlopCount) -> FlopCount:
+        """What to add to what was counted of a part provisionally."""
+        times, counted, unknown = self._provisional.pop(key, (0, NOTHING, 0))
         self.now_known += unknown
         if not self._provisional:
             for method in {ESTIMATED, FORMULA, SIX_ND} - self._told:  # nothing is left that was counted that way
                 self.methods.pop(method, None)
-        return correction + price * times - counted
+        return price * times - counted
+
+    def settle_unheard(self, key: Signature) -> FlopCount:
+        """Count steps whose calls were not seen like this one. Returns the correction of what was counted."""
+        self.now_known, price = 0, self.lookup(key)
+        if price is None or () not in self._provisional:
+            return NOTHING
+        self.note_change(
+            "the first step, which did not call the model itself, is counted with the FLOPs of the next one"
+        )
+        return self._settled((), price)
 
     def _by_formula(self, key: Signature, processed: int | None) -> FlopCount | None:
         """As the user gave them, by the model's shape, or 6·N·D; None: not even that."""
@@ -413,10 +447,6 @@ class Costing:
                 "isoflop.register_flop_formula, or pass flops_per_token="
             )
             self.methods[method] = f"without a FLOPs formula, counted 0: {names}"
-
-
-def _mean(number: int, total: FlopCount) -> FlopCount:
-    return FlopCount(*(part // number for part in astuple(total))) if number else NOTHING
 
 
 def _disagree(segments: Sequence[Segment]) -> bool:

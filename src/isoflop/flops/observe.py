@@ -15,21 +15,22 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from threading import RLock, get_ident, main_thread
+from threading import RLock, Thread, get_ident, main_thread
 from types import FrameType
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+from torch import nn
 from torch._subclasses import FakeTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from isoflop.flops.attention import Reading
-from isoflop.flops.calls import INTERRUPTED_CALLS, Signature
+from isoflop.flops.calls import INTERRUPTED_CALLS, Signature, frames
 from isoflop.flops.counter import (
     NOTHING,
     FlopCount,
@@ -49,6 +50,7 @@ GRAPH = "a CUDA graph shows no operators"
 FOREIGN = "another dispatch mode is on around the step"
 INFERENCE = "the step begins in inference mode"
 BACKWARD = "the model's call was first seen in a backward pass (reentrant activation checkpointing)"
+THREADS = "the model runs in several threads, of which one alone shows its operators"
 INTERRUPTED = "the step ended in an exception"
 ENDLESS = "no forward call of the model followed"
 _OF_PARTS = ("NestedTensor", "DTensor")
@@ -93,6 +95,8 @@ class Observation(FlopCounter):
         self._paused = 0  # data loaders under way, which are no part of the step
         self.evaluated = Evaluated()
         self.segments: list[Segment] = []
+        self.ahead = NOTHING
+        """What ran before the first forward call, if it does not start where the step does."""
         self.blocked: Callable[[], None] | None = None
         """Called at the moment when counting turns out to be impossible."""
         self.optimizer_stepped = False
@@ -134,13 +138,13 @@ class Observation(FlopCounter):
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             self._give_up(GRAPH)
             return False
-        frames = list(_frames())
-        if any(map(_is_compiled, frames)):
+        around = list(frames())
+        if any(map(_is_compiled, around)):
             self._give_up(COMPILED, for_good=True)
             return False
         self._first_node = torch.autograd._get_sequence_nr()
         # a step of an optimizer has called its closure
-        self._closure = any(frame.f_code.co_filename.endswith("torch/optim/optimizer.py") for frame in frames)
+        self._closure = any(frame.f_code.co_filename.endswith("torch/optim/optimizer.py") for frame in around)
         self._optimizers = int(self._closure)
         self._thread = get_ident()
         watch_backward(self)
@@ -153,6 +157,8 @@ class Observation(FlopCounter):
 
     def stop(self) -> None:
         """End, and close the last segment."""
+        if self._thread != get_ident() and not self.over:
+            self.meets(THREADS)
         if self.problem is None and not self.over:
             self._close(self._now())
         self.leave()
@@ -197,6 +203,8 @@ class Observation(FlopCounter):
 
     def forward(self, key: Signature) -> None:
         """A training call of the model begins; after a backward pass it begins a segment."""
+        if self._thread != get_ident():
+            self.meets(THREADS)
         self._since = 0
         now = self._now()
         if self._keys and self._backward:
@@ -211,8 +219,13 @@ class Observation(FlopCounter):
         # (an optimizer that has the loss computed several times multiplies between them)
         head, body = (part - _of_optimizer(part.optimizer) for part in (head, body))
         observed = self._whole or bool(self.segments)
+        self.ahead = self.ahead if observed else head
         self.segments.append(Segment(tuple(self._keys), head if observed else None, body))
         self._began, self._after, self._keys, self._backward = end, None, [], False
+
+    def trace(self, tracer: UseTracer | None) -> None:
+        """From here up to the first backward pass."""
+        self._on_operator = self._tracer = tracer
 
     @property
     def uses(self) -> Uses | None:
@@ -254,7 +267,7 @@ class Observation(FlopCounter):
         self._differentiable += change
 
     def meets(self, kind: str) -> None:
-        """Code that is compiled, or that compiles (`COMPILED`), or a CUDA graph (`GRAPH`) is about to run."""
+        """Code that is compiled, or compiles (`COMPILED`), a CUDA graph or threads (`THREADS`) are about to run."""
         self._give_up(kind, for_good=True)
 
     def meets_compiled(self) -> None:
@@ -399,6 +412,7 @@ def _look_around() -> None:
     for home, name, around in (
         (_BaseDataLoaderIter, "__next__", lambda load: _around(load, lambda o: o.pause(1), lambda o: o.pause(-1))),
         (torch.autograd.Function, "apply", _applying),
+        (Thread, "start", lambda start: _around(start, lambda o: o.meets(THREADS) if _in_a_module() else None)),
         (torch.cuda.CUDAGraph, "replay", lambda replay: _around(replay, lambda o: o.meets(GRAPH))),
         (torch if compiler is None else None, "compile", lambda f: _around(f, lambda o: o.meets(COMPILED))),
         (compiler, "_is_skip_guard_eval_unsafe_stance", _running_compiled),
@@ -469,11 +483,9 @@ def _of_optimizer(flops: int) -> FlopCount:
     return FlopCount(flops, flops, 0, optimizer=flops)
 
 
-def _frames() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
+def _in_a_module() -> bool:
+    """Whether a module's forward is under way (DataParallel's starts threads)."""
+    return any(frame.f_code is nn.Module._call_impl.__code__ for frame in frames())
 
 
 def _is_compiled(frame: FrameType) -> bool:

@@ -27,6 +27,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from isoflop.flops.calls import tensors_in
 from isoflop.flops.values import storage_number
 from isoflop.guard import attempt
 
@@ -408,6 +409,16 @@ class UseTracer:
         self._given: set[int] = set()  # storages of the call's integers, and of what is computed from them
         for name, parameter in parameters.items():
             self._tag(self._names, parameter, {name})
+
+    @classmethod
+    def of(cls, model: nn.Module, given: Any) -> UseTracer | None:
+        """Of a model's next call with these arguments; None while a parameter has no shape yet (lazy ones)."""
+        named = dict(model.named_parameters())
+        if not all(map(has_shape, named.values())):
+            return None
+        tracer = cls(named)
+        tracer.arguments(tensors_in(given))
+        return tracer
 
     def arguments(self, tensors: list[torch.Tensor]) -> None:
         """The call's own tensors, before the forward pass; or what is computed from them."""

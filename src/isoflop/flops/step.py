@@ -14,19 +14,18 @@ from isoflop.flops.calls import (
     Call,
     OutermostCalls,
     Signature,
-    Uncountable,
+    described,
     is_compiled,
     is_opaque,
-    shapes,
     signature,
-    tensors_in,
 )
 from isoflop.flops.clock import Clock
 from isoflop.flops.cost import MAX_KNOWN, first_matrix
 from isoflop.flops.costing import Costing, joined
 from isoflop.flops.counter import FlopCount
 from isoflop.flops.observe import COMPILED, Observation
-from isoflop.flops.parameters import Gradients, UseTracer, has_shape, unwrap
+from isoflop.flops.parameters import Gradients, UseTracer, unwrap
+from isoflop.flops.plain_steps import PlainSteps
 from isoflop.flops.tokens import (
     Copied,
     Places,
@@ -46,6 +45,7 @@ MAX_WAITING, MAX_COPIED = 64, 1 << 13
 ones are counted at once, which a step of that size does not notice."""
 MAX_PENDING = 10_000  # micro-batches of one optimizer step; more: the loop forgets step(), and memory must not grow
 
+SELDOM = 89  # steps between two checks of what is known, at most: layers may be grown or skipped on the way
 PATIENCE = 8
 """Steps that are observed in vain for what came once before."""
 
@@ -82,7 +82,7 @@ class Known:
     waiting: list[list[Sequences] | Copied] = field(default_factory=list)
 
 
-class StepObserver:
+class StepObserver(PlainSteps):
     """Counts the (micro-)batches of a run into a `Tally`, and observes the steps that they lead to.
 
     `forward()` when the model is called, or `batch()` and `end_batch()` around a trainer's step; `settle()` after the
@@ -166,6 +166,7 @@ class StepObserver:
         self._hear(module, args, kwargs)
         if self.observation is not None:
             self.observation.reads = True
+            self.observation.trace(self._tracer_of((args, kwargs)))
         else:
             self._observe(whole=False, given=(args, kwargs))
             if self.observation is not None:
@@ -222,20 +223,21 @@ class StepObserver:
             self.costing.learn_calls(last.key, self._calls, self._problem)
 
     def _heard(self, call: Call) -> None:
-        """One of the calls that a trainer's step makes."""
+        """One of the calls that a step makes: of a trainer's, or of a plain loop's that calls the model's parts."""
+        if self._is_whole(call):
+            return
         self._calls.append(call)
         if self.costing.blocked is not None:
             self._measure()
-        elif self.observation is None and self._by_calls and self.costing.wants([call.key for call in self._calls]):
-            self._observe(whole=False)
+        elif self.observation is None and self._by_calls and len(self._calls) == 1 and self.costing.wants([call.key]):
+            self._observe(whole=False)  # (later it would miss the calls before)
+        if self.observation is not None and self._by_calls and len(self._calls) == 1:
+            self.observation.forward(call.key)
 
     def _hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The call of a micro-batch whose FLOPs are not known."""
-        self._calls, self._problem = [], None
-        try:
-            self._calls = [Call(unwrap(module), shapes(args), shapes(kwargs))]
-        except Uncountable as reason:
-            self._problem = str(reason)
+        call = described(unwrap(module), args, kwargs)
+        self._calls, self._problem = ([], call) if isinstance(call, str) else ([call], None)
         if self.costing.blocked is not None:
             self._measure()
 
@@ -273,8 +275,8 @@ class StepObserver:
     # -- observing ---------------------------------------------------------------------------------------------
 
     def _check_passed(self) -> None:
-        if self._begun >= self._check[1]:  # Fibonacci's numbers: seldom, and in step with no period
-            self._check = (self._check[1], sum(self._check))
+        if self._begun >= self._check[1]:  # Fibonacci's numbers at first: in step with no period
+            self._check = (self._check[1], min(sum(self._check), self._check[1] + SELDOM))
 
     def observe_next(self) -> None:
         """The step that is `due` begins."""
@@ -294,15 +296,8 @@ class StepObserver:
                 )
         if not costing.observes or self.observation is not None:
             return
-        tracer = None
-        if not self._traced and given is not None and self.model is not None:
-            named = dict(self.model.named_parameters())
-            self._traced = all(map(has_shape, named.values()))
-            if self._traced:
-                tracer = UseTracer(named)
-                tracer.arguments(tensors_in(given))
         # a check of what is known must not wait for the device
-        observation = Observation(whole, tracer, reads=not whole or given is not None or costing.unsure)
+        observation = Observation(whole, self._tracer_of(given), reads=not whole or given is not None or costing.unsure)
         self.observation = observation  # before it begins and until it has ended: Ctrl-C in between must find it
         if observation.start():
             observation.blocked = self._blocked
@@ -312,6 +307,14 @@ class StepObserver:
             self._block(observation.problem or "")
         else:
             costing.problem = observation.problem or costing.problem
+
+    def _tracer_of(self, given: Any) -> UseTracer | None:
+        """Of the parameters' uses, in the first step whose inputs are known."""
+        if self._traced or given is None or self.model is None:
+            return None
+        tracer = UseTracer.of(self.model, given)
+        self._traced = tracer is not None
+        return tracer
 
     def _blocked(self) -> None:
         """While a step is observed it turns out that it can't be."""
@@ -337,6 +340,7 @@ class StepObserver:
             if not observation.for_good:
                 self.costing.waiting.update(counted.key for counted in self._pending)
             return
+        self._computes = self._computes and bool(observation.ahead.model or not observation.evaluated.calls)
         self.look_for_frozen_layers(anew=True)
         costing = self.costing
         if keys is not None and not self._by_calls and costing.differs(observation, keys):
@@ -377,11 +381,6 @@ class StepObserver:
         if self.observation is not None:
             self.observation.pause(1 if paused else -1)
 
-    def evaluates(self, begins: bool) -> None:
-        """A call of the model in evaluation mode without gradients begins or ends."""
-        if self.observation is not None:
-            self.observation.evaluates(begins)
-
     # -- after it ----------------------------------------------------------------------------------------------
 
     def settle(self, tokens: int | TokenCount | None = None) -> bool:
@@ -390,8 +389,8 @@ class StepObserver:
         Returns:
             True if the step had as many micro-batches as the one before, and nothing is being or to be observed.
         """
-        if self.observation is not None and not self._by_batch:
-            self._end_observation()
+        if not self._by_batch and (self.observation is not None or self.outermost is not None):
+            self._end_parts(Counted)
         for each, wanted in self._gradients.ends:
             parameter = each()
             if parameter is not None and parameter.requires_grad is not wanted:
@@ -415,7 +414,7 @@ class StepObserver:
                 elif known.tokens is None:
                     self.tally.add_tokens(counted.tokens)
         before, self.batches = self.batches, len(pending)
-        self.costing.seen += self.batches or 1
+        self.costing.seen += self.batches if self._by_batch else 1
         self._steps += 1
         pending.clear()
         if not self._by_batch:
@@ -464,6 +463,7 @@ class StepObserver:
         self.tally.add_tokens(given)
         if not pending:
             self.tally.add_flops(self.costing.flops((), getattr(given, "processed", None)))
+            self._hear_parts()
         if given is None:
             self._say("no tokens were seen: the model given to the Monitor was not called; pass step(tokens=…)")
 

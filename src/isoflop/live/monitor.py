@@ -15,7 +15,6 @@ from weakref import WeakMethod, finalize
 
 from torch import nn
 
-from isoflop.flops.calls import watch
 from isoflop.flops.clock import Clock, Phase
 from isoflop.flops.device import NO_PEAK, Device, model_device
 from isoflop.flops.step import StepObserver
@@ -123,7 +122,7 @@ class Monitor(PlainLoop, Display):
             self.observer = observer(None)
         self._unwatch = lambda: None
         if run is None and model is not None:
-            self._unwatch = watch(model, self.forward, evaluating=self.observer.evaluates)
+            self._unwatch = self.observer.in_plain_loop(model, self.forward)
             finalize(self, self._unwatch)
         self.guard.on_failure = WeakMethod(self._on_failure)
         finalize(self, self.observer.end_observing)
