@@ -377,9 +377,10 @@ class Standing:
     def lately(self, run: Situation) -> bool:
         """Whether it was given not long ago."""
         again = AGAIN * run.total_steps if run.total_steps else AGAIN_LOGS
-        if self.given_at is None or not run.task.falls:
-            return self.given_at is not None  # what comes and goes may be meant: once
-        return run.step - self.given_at < max(again * 2 ** (self.times - 1), (KEPT - 1) * self.given_at)
+        if self.given_at is None:
+            return False
+        recent = run.step - self.given_at < max(again * 2 ** (self.times - 1), (KEPT - 1) * self.given_at)
+        return recent or not run.task.falls  # what comes and goes may be meant: once
 
     def nothing(self, in_a_row: int) -> None:
         """No finding at this log step."""
