@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,23 +130,30 @@ def installed(python: Path) -> dict[str, str]:
 
 
 def run_tests(combination: Combination, python: Path, log: Path) -> tuple[int, int]:
-    """Passed and failed (with errors) of the combination's tests."""
-    files = [f"tests/test_{stem}.py" for stem in combination.tests]
+    """Passed and failed (with errors) of the combination's tests.
+
+    Each file in a process of its own: older versions of accelerate keep what one training was compiled with.
+    """
     options = ["-o", "addopts=-q -m 'not slow'", "-p", "no:cacheprovider"]
     options += [] if combination.as_written else ["-W", "default"]
-    with log.open("a") as output:
-        subprocess.run(
-            [str(python), "-m", "pytest", *options, *files],
+    counts: Counter[str] = Counter()
+    for stem in combination.tests:
+        done = subprocess.run(
+            [str(python), "-m", "pytest", *options, f"tests/test_{stem}.py"],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=output,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         )
-    counts = dict.fromkeys(("passed", "failed", "error", "errors"), 0)
-    # -q leaves the last line's counts in sight: "2 failed, 130 passed in 80.1s"
-    for number, word in re.findall(r"(\d+) (passed|failed|errors?)\b", log.read_text(errors="replace")[-2000:]):
-        counts[word] = int(number)
-    return counts["passed"], counts["failed"] + counts["error"] + counts["errors"]
+        with log.open("a") as output:
+            output.write(done.stdout)
+        # -q leaves the last line's counts in sight: "2 failed, 130 passed in 80.1s"
+        found = re.findall(r"^(?:=+ )?(\d+ (?:passed|failed|errors?).*) in [\d.]+s", done.stdout, re.MULTILINE)
+        for number, word in re.findall(r"(\d+) (passed|failed|error)", found[-1] if found else "1 error"):
+            counts[word] += int(number)
+    return counts["passed"], counts["failed"] + counts["error"]
 
 
 if __name__ == "__main__":

@@ -142,7 +142,8 @@ def test_the_recorded_loss_is_the_trainers_under_hugging_face(tmp_path: Path) ->
     logged = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
     recorded = losses(the_run(tmp_path))
     assert min(logged) == 2 and {step: recorded.pop(step) for step in logged} == logged
-    assert [*recorded] == [3]  # the end, which the Trainer does not log
+    end = trainer.state.global_step  # a last update of fewer micro-batches is one since transformers 4.50
+    assert [*recorded] == [end] * (end not in logged)  # the end, which the Trainer does not log
 
 
 class Frozen(nn.Module):

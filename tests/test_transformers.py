@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from isoflop.live import AXES, SCALARS
@@ -124,7 +125,8 @@ def test_the_trainers_history_is_what_it_is_without(strategy: str, accumulate: i
     run = the_run(tmp_path / "with")
     assert [point.step for point in run.points] == {"steps": [3, 6, 9, 12, 15, 16], "epoch": [16], "no": [16]}[strategy]
     steps = {point.step: point.losses["train"] * point.interval_steps for point in run.points}  # type: ignore[operator]
-    assert sum(steps.values()) / 16 == pytest.approx(found[-1]["train_loss"], rel=1e-5)
+    digits = {"abs": 5e-5} if transformers.__version__ < "5" else {}  # transformers 4 rounds what it logs to four
+    assert sum(steps.values()) / 16 == pytest.approx(found[-1]["train_loss"], rel=1e-5, **digits)
 
 
 def test_evaluation_in_between_is_recorded_and_not_counted(tmp_path: Path) -> None:
