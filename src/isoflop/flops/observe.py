@@ -225,7 +225,8 @@ class Observation(FlopCounter):
 
     def trace(self, tracer: UseTracer | None) -> None:
         """From here up to the first backward pass."""
-        self._on_operator = self._tracer = tracer
+        if tracer is not None:  # (a later micro-batch has none of its own)
+            self._on_operator = self._tracer = tracer
 
     @property
     def uses(self) -> Uses | None:

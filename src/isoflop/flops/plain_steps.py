@@ -23,6 +23,7 @@ class PlainSteps:
     _calls: list[Call]
     _plain = _computes = False
     _computed = 0  # the last step for which that was added
+    _paused = 0  # what is under way and no part of a step
 
     def in_plain_loop(self: Any, model: nn.Module, forward: Before) -> Callable[[], None]:
         """Call `forward` ahead of each training call of `model`. Returns the function that ends it."""
@@ -40,8 +41,10 @@ class PlainSteps:
 
     def computes(self: Any) -> None:
         """A call of the model without gradients begins, of an agent that acts, say, or of a validation."""
-        if self.observation is not None or self._pending or not self._computes or self.costing.has_heads:
-            return  # (where each step has them its price has, too)
+        if self._paused or self._pending or self.observation is not None:
+            return
+        if not self._computes or self.costing.has_heads:  # (where each step has them its price has, too)
+            return
         if self.costing.observes:
             self._observe(whole=False)
         elif self._begun != self._computed:

@@ -45,6 +45,7 @@ MAX_WAITING, MAX_COPIED = 64, 1 << 13
 ones are counted at once, which a step of that size does not notice."""
 MAX_PENDING = 10_000  # micro-batches of one optimizer step; more: the loop forgets step(), and memory must not grow
 
+OF_LIGHTNING = "the LightningModule is compiled as a whole; compile its model instead"
 SELDOM = 89  # steps between two checks of what is known, at most: layers may be grown or skipped on the way
 PATIENCE = 8
 """Steps that are observed in vain for what came once before."""
@@ -290,10 +291,8 @@ class StepObserver(PlainSteps):
         if not self._looked and costing.blocked is None:
             self._looked = True
             if self._given is not None and is_compiled(self._given):
-                whole = vars(self._given).get("_compiler_ctx") is not None
-                self._block(
-                    "the LightningModule is compiled as a whole; compile its model instead" if whole else COMPILED
-                )
+                as_a_whole = vars(self._given).get("_compiler_ctx") is not None
+                self._block(OF_LIGHTNING if as_a_whole else COMPILED)
         if not costing.observes or self.observation is not None:
             return
         # a check of what is known must not wait for the device
@@ -378,6 +377,7 @@ class StepObserver(PlainSteps):
 
     def pause(self, paused: bool) -> None:
         """What is no part of a step begins or ends."""
+        self._paused = max(0, self._paused + (1 if paused else -1))
         if self.observation is not None:
             self.observation.pause(1 if paused else -1)
 
