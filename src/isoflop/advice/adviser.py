@@ -336,9 +336,8 @@ class Adviser:
         # what is expected is the training loss; one that has been at or below 0 is no cross-entropy
         trained = run.forecast_of == "train" and track.lowest > 0
         if forecaster is not None and trained and not track.nonfinite:
-            track.hold_against_fits(
-                run.step, forecaster, plan, min(map(stands.get, ON_CURVE & stands.keys()), default=None)
-            )
+            since = min((stands[name] for name in ON_CURVE & stands.keys()), default=None)
+            track.hold_against_fits(run.step, forecaster, plan, since)
         now = track.now()
         return self._ask_rules(
             replace(
