@@ -66,6 +66,11 @@ class PlainLoop:
             for half in parts:
                 yield half.batch, half.share
 
+    @property
+    def logged_now(self: Any) -> bool:
+        """Whether the step just done was a log step."""
+        return bool(self.steps and self.logged_at == self.steps)
+
     @contextmanager
     def evaluating(self: Any) -> Iterator[None]:
         """Around an evaluation in a plain loop: its time is no training time."""
