@@ -352,6 +352,7 @@ def test_the_learning_rate_is_that_of_the_step_whatever_becomes_of_the_optimizer
                 inner.load_state_dict(inner.state_dict())
             inner.param_groups[0]["lr"] = 1 / (step + 1)  # as a scheduler would
             monitor.step(2.5)
+            assert monitor.logged_now is (step % 5 == 0)
     points = the_run(tmp_path).points
     assert {point.step: point.lr for point in points} == {step: used[step] for step in (5, 10, 15, 20)}
 

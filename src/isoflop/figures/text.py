@@ -8,7 +8,7 @@ Visualization-Oriented Time Series Data Aggregation"). Spikes stay.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,19 +89,19 @@ def unique_names(names: Sequence[str], paths: Sequence[str | None] = ()) -> list
     (['a', 'b', 'a (2)'], ['a (1)', 'b', 'a (2)'])
     """
     places: dict[str, list[list[str]]] = {}
-    for name, path in zip(names, paths, strict=False):
+    for name, path in zip(names, paths or [None] * len(names), strict=True):
         places.setdefault(name, []).append((path or "").split("/")[:-1])
-    seen: dict[str, int] = {}
-    result = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        mine = places.get(name, [])
-        shared = next((i for i, parts in enumerate(zip(*mine, strict=False)) if len({*parts}) > 1), None)
-        folders = [] if shared is None else ["/".join(each[shared:]) for each in mine]
-        apart = len({*folders}) == len(mine) > 1
-        number = "" if seen[name] == 1 else f" ({seen[name]})"
-        result.append(f"{name} ({folders[seen[name] - 1]})" if apart else f"{name}{number}")
-    return result
+    apart = {name: _told_apart(name, of_name) for name, of_name in places.items()}
+    return [next(apart[name]) for name in names]
+
+
+def _told_apart(name: str, places: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A name that so many runs have, each in its folder."""
+    shared = next((i for i, parts in enumerate(zip(*places, strict=False)) if len({*parts}) > 1), None)
+    folders = [] if shared is None else ["/".join(each[shared:]) for each in places]
+    if len({*folders}) == len(places) > 1:
+        return (f"{name} ({folder})" for folder in folders)
+    return (name if i == 0 else f"{name} ({i + 1})" for i in range(len(places)))
 
 
 def sentence(text: str) -> str:

@@ -326,7 +326,7 @@ class Noise(Part):
     def row(self) -> list[float]:
         """What was measured since the last log step, as numbers that add up over ranks; of several as many on each.
 
-        The first two: CPU seconds that it took, and of the interval. One wait a device. None where steps are not
+        The first two: CPU seconds that it took, and of the interval. One wait a device. Empty where steps are not
         measured, and no other ranks take part.
         """
         if world_size() == 1 and not (self._waiting or (self.active and self.next_step < math.inf)):

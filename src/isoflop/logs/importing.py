@@ -216,9 +216,12 @@ def _with_charts_joined(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
     Charts in one folder are of one run where the losses are others and the shorter reaches half as far at least.
     """
     kept: list[Imported] = []
+    charts: dict[tuple[str, str], list[int]] = {}
     for one in found:
-        same = next((i for i, other in enumerate(kept) if _of_one_run(one, other)), None)
+        alike = charts.setdefault((one.run.name, os.path.dirname(one.source)), []) if one.is_chart else []
+        same = next((i for i in alike if _of_one_run(one, kept[i])), None)
         if same is None:
+            alike.append(len(kept))
             kept.append(one)
         else:
             kept[same] = kept[same].with_chart(one)
@@ -226,10 +229,8 @@ def _with_charts_joined(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
 
 
 def _of_one_run(one: Imported, other: Imported) -> bool:
-    places = {(each.kind, each.run.name, os.path.dirname(each.source)) for each in (one, other)}
-    last = sorted(each.run.points[-1].step for each in (one, other))
-    apart = one.source != other.source and not one.losses & other.losses
-    return one.is_chart and len(places) == 1 and apart and last[1] <= 2 * last[0]
+    shorter, longer = sorted(each.run.points[-1].step for each in (one, other))
+    return one.source != other.source and not one.losses & other.losses and longer <= 2 * shorter
 
 
 def _shared(one: Imported, other: Imported) -> int:
