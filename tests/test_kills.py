@@ -12,6 +12,7 @@ from test_resume import ROWS
 from tiny import totals
 from torture import kills
 from torture.kills import Moment, any_moment, attempt, check, in_one_piece, one_run, records
+from torture.ranks import one_kill
 from trainers import LIGHTNING_NOISE
 from workers import run
 
@@ -49,6 +50,11 @@ def test_killed_between_the_last_checkpoint_and_the_end_line(tmp_path: Path) -> 
     run(attempt, "plain", tmp_path / "killed", 4, 1, None)
     (record,) = records(tmp_path / "killed")
     assert record.status == "completed" and totals(record) == ROWS.totals()
+
+
+@pytest.mark.parametrize(("victim", "at"), [(0, 0), (0, 1), (1, 3)])
+def test_a_rank_killed_at_a_collective_ends_no_other(victim: int, at: int, tmp_path: Path) -> None:
+    assert one_kill(tmp_path, 2, victim, at) >= at
 
 
 def test_moments_are_of_all_kinds_and_the_same_each_time() -> None:

@@ -76,6 +76,21 @@ def kills(trainer: str) -> list[Row]:
     return [Row(f"kill -9 survived: {trainer}, {number} runs", done, lost, time.monotonic() - began)]
 
 
+def ranks() -> list[Row]:
+    """One rank of two and of four is killed at each collective."""
+    from torture.ranks import kills_at_every_collective
+
+    rows = []
+    for count in (2, 4):
+        began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="isoflop-ranks-"))
+        tried, lost = kills_at_every_collective(folder, count)
+        for victim, collective, error in lost:
+            print(f"LOST: rank {victim} of {count}, collective {collective}: {error}")
+        rows.append(Row(f"one of {count} ranks killed at each collective", tried, len(lost), time.monotonic() - began))
+        shutil.rmtree(folder)
+    return rows
+
+
 def fuzz() -> list[Row]:
     """Each target on numbered cases, until there were enough or the time is over."""
     from torture.fuzz import Lost, run_cases
@@ -109,10 +124,11 @@ def coverage_guided() -> list[Row]:
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "faults": faults,
     **{f"kills-{trainer}": partial(kills, trainer) for trainer in KILLS},
+    "ranks": ranks,
     "fuzz": fuzz,
     "guided": coverage_guided,
 }
-HALVES = (("faults", *(f"kills-{trainer}" for trainer in KILLS)), ("fuzz", "guided"))
+HALVES = (("faults", *(f"kills-{trainer}" for trainer in KILLS), "ranks"), ("fuzz", "guided"))
 
 
 def run_parts(names: Sequence[str], result: Path) -> None:
