@@ -9,6 +9,7 @@ import struct
 import sys
 import tracemalloc
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -376,6 +377,31 @@ def test_charts_of_one_run_are_joined_and_answered_by_the_name_that_is_listed(tm
     assert len(import_runs([tmp_path]).runs) == 2
     write(tmp_path / "b.csv", "")
     assert len(import_runs([train, write(tmp_path / "further" / "b.csv", val)]).runs) == 2
+
+
+def test_a_chart_without_a_loss_is_joined_to_the_one_with_it(tmp_path: Path) -> None:
+    """Learning rate, tokens and perplexity are other charts of W&B's page; each run has its part of each."""
+
+    def chart(metric: str, value: Callable[[int], float], runs: Sequence[str] = ("big", "small")) -> str:
+        lines = [f"{step},{','.join(repr(value(step)) for _ in runs)}" for step in range(10, 60, 10)]
+        return "\n".join([f"Step,{','.join(f'{run} - {metric}' for run in runs)}", *lines]) + "\n"
+
+    rate = write(tmp_path / "a.csv", chart("train/lr", lambda step: 1e-3 * step))
+    alone = import_runs([tmp_path])
+    assert not alone.runs
+    assert alone.problems == (
+        f"{rate}: no loss is in it; its columns are train/lr, run: export the loss's chart into the same folder too, "
+        "or name the one with --loss COLUMN (an evaluation's with --loss eval/val=COLUMN)",
+    )
+    write(tmp_path / "b.csv", chart("train/loss", lambda step: 4 - step / 100, ["big"]))
+    write(tmp_path / "c.csv", chart("num_tokens", lambda step: 5e5 * step))
+    write(tmp_path / "d.csv", chart("train/ppl", lambda step: math.exp(4 - step / 100)))
+    result = import_runs([tmp_path])
+    big, small = sorted(result.runs, key=lambda run: run.name)
+    assert [(point.lr, point.tokens) for point in big.points] == [(1e-3 * s, 5e5 * s) for s in range(10, 60, 10)]
+    for run in (big, small):  # whose loss is the logarithm of its perplexity
+        assert [point.losses["train"] for point in run.points] == pytest.approx([3.9, 3.8, 3.7, 3.6, 3.5])
+    assert not result.problems
 
 
 def test_runs_of_wandbs_api(monkeypatch: pytest.MonkeyPatch) -> None:

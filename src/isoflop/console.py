@@ -21,17 +21,35 @@ def grid(*columns: str, left: Collection[int] = (0,), folded: Collection[int] = 
     Args:
         columns: heads; numbers stand to the right, and are never broken.
         left: which columns stand to the left.
-        folded: which may be broken into lines where the window is narrow.
+        folded: which may be broken between words, and their words be cut in the middle, where the window is narrow.
         title: above it.
     """
     from rich import box
+    from rich.measure import Measurement
     from rich.table import Table
+    from rich.text import Text
 
-    class Harmless(Table):
+    class Word:
+        """One that is cut in the middle where there is no room for it: names often differ at their ends."""
+
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+        def __rich_measure__(self, console: Any, options: Any) -> Measurement:
+            return Measurement(min(len(self.text), LEAST), len(self.text))
+
+        def __rich_console__(self, console: Any, options: Any) -> Iterator[Text]:
+            yield Text(cut(self.text, options.max_width))
+
+    class Plain(Table):
+        """Its cells are shown as they are, but for what steers a terminal."""
+
         def add_row(self, *cells: Any, **options: Any) -> None:
-            super().add_row(*(harmless(each) if isinstance(each, str) else each for each in cells), **options)
+            shown = map(harmless, cells)
+            kind = (Word if i in folded and " " not in cell else Text for i, cell in enumerate(cells))
+            super().add_row(*(of(cell) for of, cell in zip(kind, shown, strict=True)), **options)
 
-    table = Harmless(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Plain(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for i, name in enumerate(columns):
         table.add_column(name, justify="left" if i in left else "right", no_wrap=i not in folded, overflow="fold")
     return table
@@ -52,6 +70,20 @@ def screen(least: int = 0) -> Any:
     return console if console.is_terminal or not least else Console(width=max(console.width, least), highlight=False)
 
 
+LEAST = 16
+"""Characters of a word that a table does not cut."""
+
+
+def cut(text: str, longest: int) -> str:
+    """A text, cut in the middle where it is longer.
+
+    >>> cut("gpt-124m-seed-1", 11)
+    'gpt-1…eed-1'
+    """
+    half = (longest - 1) // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[len(text) - half :]}"
+
+
 STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -64,9 +96,9 @@ def harmless(text: str) -> str:
     return STEERS.sub("?", text)
 
 
-def listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], most: int = 4) -> str:
     """A few names in a sentence."""
-    return ", ".join(names[:4]) + (f" and {len(names) - 4:,} more" if len(names) > 4 else "")
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def by_reason(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

@@ -282,7 +282,6 @@ def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
         fitted: the fit.
         taken: which columns of the table were what.
     """
-    from rich.markup import escape
     from rich.text import Text
 
     console = screen()
@@ -296,7 +295,7 @@ def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
         row = (f"{value:.5g}", f"{error:.3g}" if error < WIDEST * abs(value) else "", f"{low:.4g} … {high:.4g}")
         if not high < float("inf"):
             row = ("not determined", "", "") if name in fitted.undetermined else (row[0], "unknown", "unknown")
-        table.add_row(escape(name), *row)
+        table.add_row(name, *row)
     console.print(table)
     off = sorted(abs(residual) for residual in fitted.residuals)
     free = len(fitted.parameters)

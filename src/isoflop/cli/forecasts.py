@@ -305,7 +305,7 @@ def _print_ranking(ranking: Ranking, open_end: Collection[str]) -> None:
     """Print the order of runs, and which of them can stop; `open_end`: silent ones that may go on."""
     console = screen(110)
     best = "best" if ranking.keep == 1 else f"best {ranking.keep}"
-    heads = ("run", "final loss", "80% interval", "below the next", f"among the {best}", "")
+    heads = ("run", "final loss", "80% interval", "below\nthe next", f"among\nthe {best}", "")
     table = grid(*heads, left=(0, 5), folded=(0, 5))
     for run in ranking.runs:
         forecast = run.forecast

@@ -178,22 +178,20 @@ def as_object(result: ImportResult, done: Sequence[Done]) -> dict[str, Any]:
 
 def print_imported(done: Sequence[Done]) -> None:
     """Print the runs and the notes on them, each note once."""
-    from rich.markup import escape
-
     from isoflop.laws import short
 
     if not done:
         return
     console = screen(110)
-    heads = ("run", "from", "N", "tokens", "FLOPs", "steps", "points", "loss", "record")
-    table = grid(*heads, left=(0, 1, 8), folded=range(9))
+    heads = ("run", "from", "N", "tokens", "FLOPs", "steps", "loss", "record")
+    table = grid(*heads, left=(0, 1, 7), folded=(0, 6))
     for each in done[:ROWS]:
         run, last = each.one.run, each.one.run.points[-1]
         size = run.parameters.get("non_embedding") or run.parameters.get("total")
         steps = "–" if each.one.ends else f"{last.step:,}"
         steps += f" of {run.planned['steps']:,}" if run.stopped and "steps" in run.planned else ""
         cells = (run.name, each.one.kind, cell(size, short), cell(last.tokens, short), cell(last.flops, ".2e"), steps)
-        table.add_row(*map(escape, (*cells, f"{len(run.points):,}", _losses_cell(each.losses), each.action)))
+        table.add_row(*cells, _losses_cell(each.losses), each.action)
     console.print(table)
     if len(done) > ROWS:
         console.print(f"… and {len(done) - ROWS} more runs")

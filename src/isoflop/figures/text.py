@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.arrays import Array
+from isoflop.console import cut
 from isoflop.laws import Published
 
 LONGEST = 48
@@ -35,10 +36,7 @@ def name_of(text: str, longest: int = LONGEST) -> str:
     """
     spaced = " ".join(text.split())
     shown = "".join(c for c in spaced if unicodedata.category(c)[0] != "C") or "unnamed"
-    if len(shown) <= longest:
-        return shown
-    half = (longest - 1) // 2
-    return f"{shown[:half]}…{shown[-half:]}"
+    return cut(shown, longest)
 
 
 def counted_as(convention: str) -> str:

@@ -83,35 +83,6 @@ class Imported:
     single: bool  # its values are float32
     curve: Column = field(compare=False)  # the losses by which a second log of the same run is told
 
-    @property
-    def losses(self) -> set[str]:
-        """Names of its losses."""
-        return {name for point in self.run.points for name in point.losses}
-
-    @property
-    def is_chart(self) -> bool:
-        """True for an export of one of W&B's charts."""
-        return self.kind == "wandb" and self.source.endswith(".csv")
-
-    def with_chart(self, other: Imported) -> Imported:
-        """The run with the losses of another chart of it."""
-        points = {point.step: point for point in self.run.points}
-        for point in other.run.points:
-            points[point.step] = points[point.step].merged(point) if point.step in points else point
-        further = max(self, other, key=lambda one: one.run.points[-1].step).run
-        notes = dict.fromkeys((*self.notes, *other.notes, f"{other.source} is a chart of it too: joined"))
-        told, theirs = self.run.extra["imported"], other.run.extra["imported"]
-        run = replace(
-            self.run,
-            points=tuple(points[step] for step in sorted(points)),
-            loss_units={**self.run.loss_units, **other.run.loss_units},
-            extra={"imported": {**told, "how": {**told["how"], **theirs["how"]}, "notes": [*notes]}},
-            status=further.status,
-            end=further.end,
-        )
-        doubts = dict.fromkeys((*self.doubts, *other.doubts))
-        return replace(self, run=run, notes=(*notes,), doubts=(*doubts,))
-
 
 class NoLoss(ImportProblem):
     """A run without a loss."""
@@ -121,9 +92,10 @@ def assembled(logged: Logged, answers: Answers, size_of: SizeOf | None, problems
     """A run of what was logged, by optimizer step, and given; `problems` of it are noted. ImportProblem: no loss."""
     losses = losses_of(logged, answers)
     if not any(len(column) for column in losses.columns.values()):
+        need = "export the loss's chart into the same folder too, or " if logged.is_chart else ""
         raise NoLoss(
-            f"no loss is in it; its columns are {logged.shown(20) or 'none'}: name the one with --loss COLUMN (an "
-            "evaluation's with --loss eval/val=COLUMN)",
+            f"no loss is in it; its columns are {logged.shown(20) or 'none'}: {need}name the one with --loss COLUMN "
+            "(an evaluation's with --loss eval/val=COLUMN)",
             logged.source,
         )
     counts = counts_of(logged, answers, size_of, problems)

@@ -22,7 +22,7 @@ from isoflop.logs.counts import SizeOf, size_of_config
 from isoflop.logs.files import ImportProblem, csv_rows, dialect_of, head, plain
 from isoflop.logs.given import UNITS, Answers, Given
 from isoflop.logs.logged import Logged
-from isoflop.logs.names import role_of
+from isoflop.logs.names import kind_of, role_of
 from isoflop.logs.steps import by_step
 from isoflop.record.lines import Problems
 from isoflop.record.paths import describe_links, is_link_out, is_record
@@ -113,7 +113,8 @@ def import_runs(
     problems: list[str] = []
     refused: dict[str, list[str]] = {}  # sources by cause
     without: dict[str, list[tuple[Logged, NoLoss]]] = {}  # runs without a loss, by source
-    for logged in _logs([os.fspath(path) for path in paths], _Search(kind, given, leave_out), problems):
+    read = _logs([os.fspath(path) for path in paths], _Search(kind, given, leave_out), problems)
+    for logged in _with_charts_joined(read):
         names[logged.names] = None
         columns.update(logged.columns, logged.columns.unused, logged.labels, logged.settings, logged.groups)
         columns.update(role.name for name in logged.columns if (role := role_of(name)) and role.kind == "loss")
@@ -136,11 +137,10 @@ def import_runs(
         for _, lack in empty:
             refused.setdefault(lack.cause, []).append(source)
     for cause, sources in refused.items():
-        more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
-        problems.append(f"{sources[0]}{more}: {cause}")
+        problems.append(f"{listed([*dict.fromkeys(sources)], most=1)}: {cause}")
     if names:
         problems.extend(given.of_nobody(names, columns))
-    found = _named_apart(_with_charts_joined(_without_copies(tuple(imported.values()))))
+    found = _named_apart(_without_copies(tuple(imported.values())))
     questions = (*_questions(found), *_doubts(found), *_ungrouped(found, given.group))
     return ImportResult(found, tuple(dict.fromkeys(problems)), questions, sum(map(len, refused.values())))
 
@@ -210,27 +210,32 @@ def _without_copies(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
     return tuple(sorted(kept, key=lambda one: order[one.run.run_id]))
 
 
-def _with_charts_joined(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
-    """Each run once: the charts of W&B's that were exported of it hold a loss each, and its name.
+def _with_charts_joined(found: Iterable[Logged]) -> Iterator[Logged]:
+    """Each run once: the charts of W&B's that were exported of it hold some of its columns each, and its name.
 
-    Charts in one folder are of one run where the losses are others and the shorter reaches half as far at least.
+    Charts in one folder are of one run where the columns are others and the shorter reaches half as far at least.
     """
-    kept: list[Imported] = []
-    charts: dict[tuple[str, str], list[int]] = {}
-    for one in found:
-        alike = charts.setdefault((one.run.name, os.path.dirname(one.source)), []) if one.is_chart else []
-        same = next((i for i in alike if _of_one_run(one, kept[i])), None)
+    charts: dict[tuple[str, str], list[Logged]] = {}
+    for logged in found:
+        if not logged.is_chart:
+            yield logged
+            continue
+        alike = charts.setdefault((logged.name, os.path.dirname(logged.source)), [])
+        same = next((i for i, other in enumerate(alike) if _of_one_run(logged, other)), None)
         if same is None:
-            alike.append(len(kept))
-            kept.append(one)
+            alike.append(logged)
         else:
-            kept[same] = kept[same].with_chart(one)
-    return tuple(kept)
+            alike[same] = alike[same].with_chart(logged)
+    for alike in charts.values():
+        yield from alike
 
 
-def _of_one_run(one: Imported, other: Imported) -> bool:
-    shorter, longer = sorted(each.run.points[-1].step for each in (one, other))
-    return one.source != other.source and not one.losses & other.losses and longer <= 2 * shorter
+def _of_one_run(one: Logged, other: Logged) -> bool:
+    shared = [name for name in one.columns if name in other.columns]
+    if one.losses & other.losses or [kind_of(name) for name in shared] != ["step"]:
+        return False
+    shorter, longer = sorted(max(each.columns[shared[0]].values) for each in (one, other))
+    return one.source != other.source and longer <= 2 * shorter
 
 
 def _shared(one: Imported, other: Imported) -> int:

@@ -6,7 +6,7 @@ import math
 import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any, Literal
 
@@ -181,6 +181,29 @@ class Logged:
         """Names of the columns of a kind, the likeliest first."""
         ranked = [(role.rank, name) for name in self.columns if (role := role_of(name)) and role.kind == kind]
         return [name for _, name in sorted(ranked, key=lambda one: one[0])]
+
+    @property
+    def is_chart(self) -> bool:
+        """True for an export of one of W&B's charts."""
+        return self.kind == "wandb" and self.source.endswith(".csv")
+
+    @property
+    def losses(self) -> set[tuple[str, str]]:
+        """Its losses, by what they are of and their units."""
+        roles = (role_of(name) for name in self.columns)
+        return {(role.name, role.unit) for role in roles if role and role.kind == "loss"}
+
+    def with_chart(self, other: Logged) -> Logged:
+        """The run with the columns of another chart of it, whose rows follow on its own."""
+        rows = 1 + max(column.steps[-1] for column in self.columns.values())
+        columns = self.columns.like(self.columns)
+        columns.unused.update(other.columns.unused)
+        for name, column in other.columns.items():
+            both = columns[name].taken(slice(None)) if name in columns else Column()
+            for row, value, time in column:
+                both.add(row + rows, value, time)
+            columns[name] = both
+        return replace(self, columns=columns, notes=(*self.notes, f"{other.source} is a chart of it too: joined"))
 
     def count(self, name: str) -> Count | None:
         """The count that a column logged, in ones; None where it holds none: values that are finite and don't fall."""
