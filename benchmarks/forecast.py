@@ -161,6 +161,12 @@ def _error(run: LossCurve, forecast: Forecast) -> float:
     return 100 * abs(forecast.loss / run.final - 1)
 
 
+def _interval_score(run: LossCurve, forecast: Forecast) -> float:
+    """Of an 80% interval, % of the final loss (Gneiting and Raftery 2007)."""
+    outside = max(forecast.low - run.final, run.final - forecast.high, 0.0)
+    return 100 * (forecast.high - forecast.low + 2 / (1 - forecast.level) * outside) / run.final
+
+
 def _cell(scored: list[Scored]) -> str:
     made = [(run, f) for run, _, f in scored if f is not None]
     if not made:
@@ -199,9 +205,12 @@ def histories(console: Console, runs: list[LossCurve]) -> None:
     """The rest of a set, forecast at each fraction without and with some of its runs as history.
 
     And with a mixed one: four runs of the set and four of each other organisation's, or eight of the other's alone.
+    `score` is the mean interval score against none (width, and ten times what a loss lies outside; %, less is better)
+    with its standard error, over runs that have a forecast in both.
     """
     chosen = priors_for(runs, "leave-one-organisation-out")
-    table = Table("set", "own runs", *(f"{100 * float(k):.0f}%: error  cov  spoke  n" for k in GOALS), title="history")
+    heads = (f"{100 * float(k):.0f}%: error  cov  spoke  n  score" for k in GOALS)
+    table = Table("set", "own runs", *heads, title="history")
     rng = np.random.default_rng(0)
     for dataset in sorted({run.dataset for run in runs}):
         members = [run for run in runs if run.dataset == dataset]
@@ -213,11 +222,18 @@ def histories(console: Console, runs: list[LossCurve]) -> None:
             foreign = [run for run in runs if run.organisation == other]
             foreign = [foreign[i] for i in rng.permutation(len(foreign))]
             histories |= {f"4 and 4 of {other}": own[:4] + foreign[:4], f"8 of {other}": foreign[:8]}
+        none: dict[tuple[str, float], float] = {}
         for known, history in histories.items():
             priors = learn_priors([replace(run, organisation="own") for run in history], base)
             fractions = [float(key) for key in GOALS]
             scored = [(run, k, f) for run in rest for k, f in replay(run, "isoflop", fractions, priors).items()]
-            cells = (_cell([s for s in scored if s[1] == k]) for k in fractions)
+            scores = {(run.name, k): _interval_score(run, f) for run, k, f in scored if f is not None}
+            none = none or scores
+            cells = []
+            for k in fractions:
+                away = [score - none[key] for key, score in scores.items() if key[1] == k and key in none]
+                against = f"{np.mean(away):+.2f} ± {np.std(away) / len(away) ** 0.5:.2f}" if away else "–"
+                cells.append(f"{_cell([s for s in scored if s[1] == k])}  {against}")
             table.add_row(dataset if known == "0" else "", known, *cells)
     console.print(table)
 

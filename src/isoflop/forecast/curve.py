@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -266,6 +266,26 @@ class FeaturesPath:
         """Effective steps Σ η̃ up to `steps`; at least a millionth, so that powers are finite at the start."""
         return np.maximum(np.interp(steps, self.nodes, self.effective), 1e-6)
 
+    @cached_property
+    def moved(self) -> Array:
+        """The pieces after the warm-up in which the rate changes."""
+        return np.flatnonzero(np.diff(self.shape[self.first :]))
+
+    @cached_property
+    def middle(self) -> Array:
+        """Effective steps amid each of them."""
+        return ((self.effective[self.first + 1 :] + self.effective[self.first : -1]) / 2)[self.moved]
+
+    @cached_property
+    def _drops(self) -> dict[float, Array]:
+        return {}
+
+    def drops(self, p: float) -> Array:
+        """How far η̃^p falls in each of them; computed once, for each refit asks it."""
+        if p not in self._drops:
+            self._drops[p] = -np.diff(self.shape[self.first :] ** p)[self.moved]
+        return self._drops[p]
+
 
 def path(plan: LrPlan, warmup: float, end: float) -> FeaturesPath:
     """The nodes of a plan from step 0 to `end`: all its knots where there are few, else those where the rate changes.
@@ -304,19 +324,9 @@ def path(plan: LrPlan, warmup: float, end: float) -> FeaturesPath:
 
 def falls(road: FeaturesPath, kernels: tuple[Kernel, ...], steps: Array) -> Array:
     """F of each kernel at `steps`: shape (kernels, steps)."""
-    out = np.zeros((len(kernels), len(steps)))
-    shape = np.maximum(road.shape[road.first :], 0)  # the end of a cosine is 0 but for rounding
-    moved = np.flatnonzero(np.diff(shape) != 0)
-    if len(moved) == 0:
-        return out
-    # from the middle of each piece that moved: shape (steps, pieces)
-    middle = (road.effective[road.first + 1 :] + road.effective[road.first : -1])[moved] / 2
-    lag = np.maximum(road.x(steps)[:, None] - middle, 0)
-    drops = {p: -np.diff(shape**p)[moved] for p in {kernel.p for kernel in kernels}}
+    lag = np.maximum(road.x(steps)[:, None] - road.middle, 0)
     effects = {T: lag / (lag + T) for T in {kernel.T for kernel in kernels}}
-    for i, kernel in enumerate(kernels):
-        out[i] = effects[kernel.T] @ drops[kernel.p]
-    return out
+    return np.stack([effects[kernel.T] @ road.drops(kernel.p) for kernel in kernels])
 
 
 def kernel_weights(road: FeaturesPath) -> Array:
