@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from isoflop.forecast import LrPlan, path
-from isoflop.forecast.baselines import ESTIMATORS, EXPONENTS, Baseline, fit_separable
+from isoflop.forecast.backtest import ESTIMATORS, EXPONENTS, Baseline, fit_separable
 
 Array = NDArray[np.float64]
 STARTS = [(a, c, g) for a in (0.3, 0.6) for c in (0.05, 0.5, 2.0) for g in (0.3, 0.7)]

@@ -40,8 +40,7 @@ from isoflop.forecast import (
     priors_for,
     read_curves,
 )
-from isoflop.forecast.backtest import replay
-from isoflop.forecast.ranking import ALIKE
+from isoflop.forecast.backtest import ALIKE, replay
 
 FAST = tuple(name for name in ESTIMATORS if name not in ("isoflop", "multi-power-law"))
 CURVES = Path(__file__).parents[2] / "shared" / "data" / "curves"

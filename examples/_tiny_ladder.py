@@ -9,7 +9,7 @@ from tiny_gpt import QUICK, VOCABULARY, fresh_folder
 import isoflop
 from isoflop.cli.ladder import following, summary_lines
 from isoflop.ladder import LadderPlan, PlannedRun, run_ladder, write_plan
-from isoflop.report.summary import print_summary
+from isoflop.live.passport import print_summary
 
 DEPTH, CONTEXT, BATCH = 2, 64, 16
 STEPS = ((16, 20), (24, 20)) if QUICK else ((16, 2000), (24, 1000), (24, 2000), (32, 1000))  # width, optimizer steps

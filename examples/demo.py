@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader
 
 import isoflop
 from isoflop.lightning import IsoFLOPMonitor
-from isoflop.report.summary import print_summary
+from isoflop.live.passport import print_summary
 
 # Each size: shape, peak learning rate (tried out; wider models want a lower one), optimizer steps.
 # Twice the width is four times the parameters; a name counts them without embeddings, 12 · layers · width².

@@ -17,7 +17,7 @@ from tiny_gpt import QUICK, GPTConfig, TinyGPT, Windows, fresh_folder, next_toke
 from torch.utils.data import DataLoader
 
 import isoflop
-from isoflop.report.summary import print_summary
+from isoflop.live.passport import print_summary
 
 STEPS = 20 if QUICK else 600  # optimizer steps
 ACCUMULATE = 2  # micro-batches a step

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
 
 import isoflop
-from isoflop.report.summary import print_summary
+from isoflop.live.passport import print_summary
 from isoflop.transformers import IsoFLOPCallback
 
 SIZES = {"6k": (16, 2.0e-2), "25k": (32, 1.4e-2), "98k": (64, 8e-3)}  # width, peak learning rate

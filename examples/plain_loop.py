@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import isoflop
-from isoflop.report.summary import print_summary
+from isoflop.live.passport import print_summary
 
 STEPS = 20 if QUICK else 1_000  # optimizer steps
 ACCUMULATE = 2  # micro-batches a step

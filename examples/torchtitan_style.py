@@ -24,7 +24,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.data import DataLoader, DistributedSampler
 
 import isoflop
-from isoflop.report.summary import print_summary
+from isoflop.live.passport import print_summary
 
 RANKS, TENSOR_PARALLEL = 4, 2
 STEPS = 20 if QUICK else 300

@@ -276,8 +276,8 @@ def test_an_envelope_of_noisy_curves_does_not_lie_far_below_the_truth():
 
 def test_a_margin_keeps_noise_at_the_ends_from_flattening_the_line(monkeypatch):
     """30 sets of 25 runs whose losses differ by .003: the mean of a, and 90% intervals that cover."""
-    monkeypatch.setattr("isoflop.fit.envelope.DRAWS", 100)
-    monkeypatch.setattr("isoflop.fit.envelope.BUDGETS", 150)
+    monkeypatch.setattr("isoflop.fit.approaches.DRAWS", 100)
+    monkeypatch.setattr("isoflop.fit.approaches.BUDGETS", 150)
     rng = np.random.default_rng(0)
     found = {2.0: [], 1.0: []}
     for _ in range(30):
@@ -287,7 +287,7 @@ def test_a_margin_keeps_noise_at_the_ends_from_flattening_the_line(monkeypatch):
             for N, C, loss, D in curves(TWENTY, sizes, points=60)
         ]
         for margin, into in found.items():
-            monkeypatch.setattr("isoflop.fit.envelope.MARGIN", margin)
+            monkeypatch.setattr("isoflop.fit.approaches.MARGIN", margin)
             into.append(loss_envelope(runs))
     bias = {margin: abs(np.mean([f.a for f in all_]) - 0.5) for margin, all_ in found.items()}
     assert bias[2.0] < 0.005 and bias[2.0] < bias[1.0]
@@ -331,8 +331,8 @@ def test_an_envelope_that_falls_has_no_opinion():
 
 def test_an_envelope_that_few_resampled_runs_have_is_refused(monkeypatch):
     runs = curves(law(), np.geomspace(1e7, 1e10, 12))
-    monkeypatch.setattr("isoflop.fit.envelope.DRAWS", 4)
-    monkeypatch.setattr("isoflop.fit.envelope.np.random.default_rng", lambda seed: OneRun())
+    monkeypatch.setattr("isoflop.fit.approaches.DRAWS", 4)
+    monkeypatch.setattr("isoflop.fit.approaches.np.random.default_rng", lambda seed: OneRun())
     with pytest.raises(ValueError, match="no intervals: 4 of 4 resampled sets of runs have no envelope"):
         loss_envelope(runs)
 

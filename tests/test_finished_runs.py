@@ -20,7 +20,7 @@ from isoflop.figures import FIGURES, Figure, by_group, matplotlib_figure, plotly
 from isoflop.fit.columns import number_of
 from isoflop.fit.table import read_table
 from isoflop.record import Point, Run, read_run, read_runs
-from isoflop.report.report import study_of
+from isoflop.report.page import study_of
 from isoflop.report.runs import read_sources
 from isoflop.tab.answers import runs_answer
 from isoflop.tab.records import RecordStore, Root
@@ -365,7 +365,7 @@ def test_tab_opens_tensorboard_on_runs(tmp_path: Path, monkeypatch: pytest.Monke
     from isoflop.cli import tab
 
     opened: list[tuple[Path, int, str]] = []
-    monkeypatch.setattr(tab, "serve", lambda *given: opened.append(given))
+    monkeypatch.setattr(tab, "show", lambda *given: opened.append(given))
     log(tmp_path / "log.jsonl", 5e6)
     run("import", tmp_path / "log.jsonl", "-o", tmp_path / "runs")
     run("tab", tmp_path / "runs", "--port", 7000)

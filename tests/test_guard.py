@@ -220,13 +220,13 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "reading the earlier runs": [(advised_loop, "isoflop.live.advice.learn_from")],
     "on_advice": [(advised_loop, "test_guard.told")],
     **{f"judging {name}": [(advised_loop, f"evaluator {name}")] for name in RULES},
-    "computing the scalars": [(loop, "isoflop.live.scalars.interval_scalars")],
+    "computing the scalars": [(loop, "isoflop.live.log_step.interval_scalars")],
     "showing the log step": [
-        (loop, "isoflop.live.scalars.ComputeAxes.points"),
-        (lightning_resumed, "isoflop.live.scalars.ComputeAxes.load_state_dict"),
+        (loop, "isoflop.live.log_step.ComputeAxes.points"),
+        (lightning_resumed, "isoflop.live.log_step.ComputeAxes.load_state_dict"),
     ],
     "the terminal's line": [(loop, "isoflop.live.sinks.interval_line")],
-    "starting": [(loop, "isoflop.flops.clock.Clock.start")],
+    "starting": [(loop, "isoflop.flops.totals.Clock.start")],
     "seeing the model": [(loop, "isoflop.flops.batch_tokens.looks_integers_up")],
     "counting the batch": [
         (loop, "isoflop.flops.batch_tokens.find_sequences"),
@@ -245,10 +245,10 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "reading the counts": [(loop, "isoflop.flops.totals.Tally.drain")],
     "summing over ranks": [(loop_of_ranks, "isoflop.live.ranks.sum_over_ranks")],
     "ending the run": [(loop, "isoflop.live.noise.Noise.detach")],
-    "saving the state": [(lightning_run, "isoflop.flops.clock.Clock.state_dict")],
+    "saving the state": [(lightning_run, "isoflop.flops.totals.Clock.state_dict")],
     "restoring from the checkpoint": [
-        (lightning_resumed, "isoflop.flops.clock.Clock.load_state_dict"),
-        (transformers_resumed, "isoflop.flops.clock.Clock.load_state_dict"),
+        (lightning_resumed, "isoflop.flops.totals.Clock.load_state_dict"),
+        (transformers_resumed, "isoflop.flops.totals.Clock.load_state_dict"),
     ],
     "following the trainer's step": [(lightning_run, "body of isoflop.live.monitor.Monitor.expect")],
     "settling the step": [
@@ -456,7 +456,7 @@ def test_what_was_not_summed_is_unknown_and_not_less(tmp_path: Path, monkeypatch
 
 
 def test_the_cause_is_told_at_debug_level(tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("isoflop.live.scalars.interval_scalars", raiser)
+    monkeypatch.setattr("isoflop.live.log_step.interval_scalars", raiser)
     with caplog.at_level(logging.DEBUG, "isoflop"):
         loop(tmp_path, True)
     (record,) = [record for record in caplog.records if record.levelno == logging.DEBUG and record.name == "isoflop"]

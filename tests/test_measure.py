@@ -25,7 +25,7 @@ from models import TinyGPT, gpt2, gpt2_forward_flops, llama, llama_forward_flops
 def backward(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every count is the same where autograd's engine refuses to work: in a fork after it has started its threads."""
     if request.param == "node by node":
-        monkeypatch.setattr("isoflop.flops.backward.engine_runs", lambda: False)
+        monkeypatch.setattr("isoflop.flops.twin.engine_runs", lambda: False)
 
 
 def flops(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:

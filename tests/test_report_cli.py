@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from isoflop.cli import app
-from isoflop.report import report as module
+from isoflop.report import page as module
 from report_files import write, write_all
 from study_runs import planted_run, sweep
 

@@ -21,7 +21,7 @@ from werkzeug.test import Client
 from isoflop.cli import app
 from isoflop.figures import study
 from isoflop.record import LAST, SMALL, Digest, RecordLog, Run, glimpse, read_run
-from isoflop.record.thinned import PER_DOUBLING
+from isoflop.record.lines import PER_DOUBLING
 from isoflop.tab import RecordStore, Root, Routes, Tail
 from isoflop.tab.answers import budget_of, fit_answer
 from isoflop.tab.plugin import roots_of

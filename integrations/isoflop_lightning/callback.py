@@ -15,9 +15,7 @@ from isoflop.flops.step import StepObserver
 from isoflop.guard import UNKNOWN, Guard, declare, hook
 from isoflop.live.monitor import COUNTING, Monitor
 from isoflop.live.options import Options
-from isoflop_lightning.monitored import Monitored, metrics_of
-from isoflop_lightning.split import SplitStep
-from isoflop_lightning.trainer import describe_trainer, progress_of
+from isoflop_lightning.trainer import Monitored, SplitStep, describe_trainer, metrics_of, progress_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

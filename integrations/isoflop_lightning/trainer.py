@@ -1,4 +1,14 @@
-"""What a Lightning Trainer knows of the run: plan, precision, folders, loggers."""
+"""What a Lightning Trainer knows of the run (plan, precision, folders, loggers), and what of it is changed meanwhile.
+
+`SplitStep`, for `noise_scale="split"`: on a measured step `training_step` runs on halves of its batch. Two backward
+passes inside of `training_step` would be wrong, for Lightning sets gradients to zero after it: the first half's runs in
+the module's `on_before_backward`, the second's is Lightning's own.
+
+`Monitored`: callbacks that monitor a scalar of ours which is not known yet, as a forecast at first, let training go on.
+Without the metric `EarlyStopping`, `ModelCheckpoint` and a scheduler on a plateau end the run with an error. With NaN,
+or a number that stays the same, `EarlyStopping` stops it and the scheduler lowers the rate; `ModelCheckpoint` takes NaN
+for the worst there is.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +20,11 @@ from typing import Any
 
 import torch
 
+from isoflop.flops.totals import rank, sum_over_ranks
 from isoflop.guard import Guard, attempt, declare, pass_on
+from isoflop.live.log_step import CHARTS, SCALARS, TAGS, AxisPoint
+from isoflop.live.monitor import Monitor
 from isoflop.live.run_info import RunInfo, steps_of_epoch
-from isoflop.live.scalars import CHARTS, TAGS, AxisPoint
 from isoflop.live.scheduler import Calls, by_batch, by_epoch
 from isoflop.live.sinks import summary
 
@@ -207,3 +219,125 @@ def _prepare(logger: Any) -> None:
     if type(logger).__name__ == "WandbLogger":
         logger.experiment.define_metric("isoflop/flops")
         logger.experiment.define_metric("isoflop/loss", step_metric="isoflop/flops")
+
+
+MANUAL = 'noise_scale="split" needs automatic optimization: in a step that calls backward itself use monitor.split'
+
+
+class SplitStep:
+    """Splits steps of one LightningModule; `begin` before a step, `end` after it."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    def begin(self, trainer: Any, pl_module: Any) -> None:
+        """A step that may be split begins."""
+        noise = self._monitor.noise
+        if noise.splits and not pl_module.automatic_optimization:
+            noise.refuse(MANUAL)
+        elif noise.splits:
+            self._original = pl_module.training_step
+            pl_module.training_step = lambda batch, *args, **kwargs: self._step(trainer, pl_module, batch, args, kwargs)
+
+    def _step(self, trainer: Any, pl_module: Any, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.end(pl_module)  # a closure that is called again (LBFGS) gets the whole
+
+        def losses(batches: list[Any]) -> list[Any]:
+            pl_module.log = pl_module.log_dict = lambda *_, **__: None
+            try:
+                return [loss_of(self._original(each, *args, **kwargs)) for each in batches]
+            finally:
+                for name in ("log", "log_dict"):
+                    vars(pl_module).pop(name, None)
+
+        noise = self._monitor.noise
+        parts = noise.halves(batch, self._monitor.observer.count, losses)
+        if parts is None:
+            return self._original(batch, *args, **kwargs)
+        noise.begin_half(parts[0], first=True)
+        one, two = (self._original(half.batch, *args, **kwargs) for half in parts)
+        first, own = loss_of(one) * parts[0].share, pl_module.on_before_backward
+
+        def on_before_backward(loss: torch.Tensor) -> None:
+            # an error in the backward pass of the first half is training's own, and goes its way
+            vars(pl_module).pop("on_before_backward", None)
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            (first if scaler is None else scaler.scale(first)).backward()
+            noise.begin_half(parts[1], first=False)
+            own(loss)
+
+        pl_module.on_before_backward = on_before_backward
+        together = loss_of(two) * parts[1].share + first.detach()
+        return {**two, "loss": together} if isinstance(two, dict) else together
+
+    def end(self, pl_module: Any) -> None:
+        """The step is over."""
+        for name in ("training_step", "on_before_backward"):
+            vars(pl_module).pop(name, None)
+
+
+def loss_of(outputs: Any) -> Any:
+    """The loss that `training_step` returned."""
+    return outputs["loss"] if isinstance(outputs, dict) else outputs
+
+
+class Monitored:
+    """Callbacks and schedulers of a Trainer that monitor a scalar of ours, until `undo`."""
+
+    def __init__(self, trainer: Any, guard: Guard) -> None:
+        watching = [*trainer.callbacks, *trainer.lr_scheduler_configs]
+        self.watching = [each for each in watching if getattr(each, "monitor", None) in SCALARS]
+        self._strict = [each for each in self.watching if getattr(each, "reduce_on_plateau", False) and each.strict]
+        for each in self._strict:
+            each.strict = False
+        for each in self.watching:
+            if hasattr(each, "_validate_condition_metric"):
+                each._validate_condition_metric = _validates(each, guard)
+            if hasattr(each, "_monitor_candidates"):
+                each._monitor_candidates = _candidates(each)
+
+    def of_all_ranks(self, scalars: Mapping[str, float]) -> dict[str, float]:
+        """The scalars with those that are monitored as the first rank knows them, which alone has forecasts.
+
+        Every rank calls it: `EarlyStopping` asks all of them, or none.
+        """
+        names = sorted({each.monitor for each in self.watching})
+        if not names:
+            return {**scalars}
+        _, values = sum_over_ranks([], [scalars.get(name, math.nan) if rank() == 0 else 0.0 for name in names])
+        known = {name: value for name, value in zip(names, values, strict=True) if not math.isnan(value)}
+        return {**{name: value for name, value in scalars.items() if name not in names}, **known}
+
+    def undo(self) -> None:
+        """Leave them as they were."""
+        for each in self._strict:
+            each.strict = True
+        for each in self.watching:
+            for name in ("_validate_condition_metric", "_monitor_candidates"):
+                vars(each).pop(name, None)
+        self.watching.clear()  # in place: the callback has it, too
+        self._strict = []
+
+
+def _validates(stop: Any, guard: Guard) -> Any:
+    validates = stop._validate_condition_metric
+
+    def validates_known(metrics: Mapping[str, Any]) -> Any:
+        if stop.monitor in metrics:
+            return validates(metrics)
+        guard.once("%s is not known yet: %s looks at it once it is", stop.monitor, type(stop).__name__)
+        return False
+
+    return validates_known
+
+
+def _candidates(save: Any) -> Any:
+    candidates = save._monitor_candidates
+    return lambda trainer: {save.monitor: torch.tensor(math.nan), **candidates(trainer)}
+
+
+def metrics_of(trainer: Any) -> dict[str, Any]:
+    """What callbacks monitor: the dictionary itself, for the trainer, if asked, computes all that the module logs."""
+    metrics = getattr(getattr(trainer, "_logger_connector", None), "_callback_metrics", None)
+    found: dict[str, Any] = trainer.callback_metrics if metrics is None else metrics
+    return found

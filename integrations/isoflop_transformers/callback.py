@@ -15,8 +15,14 @@ from isoflop.flops.calls import watch
 from isoflop.guard import Guard, attempt, declare, hook
 from isoflop.live.monitor import Monitor
 from isoflop.live.options import Options
-from isoflop_transformers.split import NO_TRAINER, SplitSteps, find_trainer
-from isoflop_transformers.trainer import describe_training, flops_axis_in_wandb, mean_loss
+from isoflop_transformers.trainer import (
+    NO_TRAINER,
+    SplitSteps,
+    describe_training,
+    find_trainer,
+    flops_axis_in_wandb,
+    mean_loss,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

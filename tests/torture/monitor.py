@@ -83,7 +83,7 @@ def fuzz_monitor(random: Random, folder: Path) -> None:
     expected_aside = set()
     clock = WildClock(random) if random.random() < 0.3 else time.time
     quick = {"git_state": lambda: None, "library_versions": dict}
-    with warnings.catch_warnings(), patch("time.time", clock), patch.multiple("isoflop.live.header", **quick):
+    with warnings.catch_warnings(), patch("time.time", clock), patch.multiple("isoflop.live.recorder", **quick):
         warnings.simplefilter("error")
         for step in range(random.choice([1, 5, 40, 40])):
             loss: Any = 2 + 3 / (step + 1) + random.gauss(0, 0.01)

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "demo": ("demo.demo", "Open four finished runs in TensorBoard."),
+    "demo": ("tab.demo", "Open four finished runs in TensorBoard."),
     "tab": ("tab.tab", "Open runs in TensorBoard's tab Scaling."),
     "count": ("count.count", "Count a model's parameters and a training step's FLOPs."),
     "peak": ("count.peak", "Measure the FLOP/s of matrix products on this device."),

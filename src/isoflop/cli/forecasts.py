@@ -42,7 +42,7 @@ def backtest(
     from rich.console import Console
 
     from isoflop import forecast
-    from isoflop.fit.record_set import joined
+    from isoflop.fit.sources import joined
 
     with reported("backtest", KeyError):
         fractions = [_fraction(text) for text in at.split(",")]
@@ -137,8 +137,8 @@ def rank(
     The runs must share data, tokenizer and loss.
     """
     from isoflop.figures.text import unique_names
-    from isoflop.fit.record_set import joined
     from isoflop.fit.runs import unfinished
+    from isoflop.fit.sources import joined
     from isoflop.forecast import DEFAULT_PRIORS, LossCurve, history_of, learn_priors
     from isoflop.forecast import rank as rank_forecasts
 

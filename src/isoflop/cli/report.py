@@ -38,8 +38,7 @@ def report(
     """
     from datetime import datetime, timezone
 
-    from isoflop.report.page import write_report
-    from isoflop.report.report import make_report
+    from isoflop.report.page import make_report, write_report
 
     formats = tuple(name for name, wanted in (("pdf", pdf), ("svg", svg), ("png", png)) if wanted)
     with reported("report"):
@@ -77,7 +76,7 @@ def figure(
 ) -> None:
     """Draw one figure of runs for a paper, and print notes for its caption, such as what is extrapolated."""
     from isoflop.figures import FIGURES, NoFigure, by_group, save
-    from isoflop.report.report import study_of
+    from isoflop.report.page import study_of
 
     with reported("figure", ImportError):
         if kind not in FIGURES:

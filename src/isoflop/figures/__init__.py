@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping
 
 from isoflop.figures.by_compute import loss_flops, optimal_parameters, optimal_tokens, profiles
 from isoflop.figures.by_law import contours, residuals, residuals_by_ratio, waste
-from isoflop.figures.curves import batch, learning_curves
+from isoflop.figures.curves import batch, by_group, learning_curves
 from isoflop.figures.figure import Axis, Band, Contours, Figure, NoFigure, Scale, Series
-from isoflop.figures.groups import by_group
 from isoflop.figures.matplotlib import matplotlib_figure, save
 from isoflop.figures.plotly import plotly_figure
 from isoflop.figures.study import Study, ends_of_table, study

@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isoflop.figures.figure import Figure, Series, Shades, extent_of, round_ticks
-from isoflop.figures.palette import Theme, colour_of, colour_scale, theme_of
+from isoflop.figures.figure import (
+    Figure,
+    Series,
+    Shades,
+    Theme,
+    colour_of,
+    colour_scale,
+    extent_of,
+    round_ticks,
+    theme_of,
+)
 from isoflop.figures.text import name_of
 
 if TYPE_CHECKING:

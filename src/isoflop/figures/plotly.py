@@ -13,8 +13,22 @@ from typing import Any
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.figures.figure import Axis, Band, Contours, Figure, Scale, Series, Shades, extent_of, round_ticks
-from isoflop.figures.palette import Theme, colour_of, colour_scale, see_through, theme_of
+from isoflop.figures.figure import (
+    Axis,
+    Band,
+    Contours,
+    Figure,
+    Scale,
+    Series,
+    Shades,
+    Theme,
+    colour_of,
+    colour_scale,
+    extent_of,
+    round_ticks,
+    see_through,
+    theme_of,
+)
 from isoflop.figures.text import name_of
 from isoflop.laws import short
 

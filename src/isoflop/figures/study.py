@@ -21,9 +21,9 @@ from isoflop.fit.approaches import ApproachComparison, NoApproach, compare_appro
 from isoflop.fit.columns import tells_kinds
 from isoflop.fit.law_fit import LawFit, fit_law
 from isoflop.fit.optimal_line import Approach
-from isoflop.fit.record_set import describe_alike, groups_of, shared_loss
 from isoflop.fit.robust import describe_outliers, kept_rows
 from isoflop.fit.runs import RunCurve, RunEnd, check_runs, curve_of_run, end_of_curve, ends_before
+from isoflop.fit.sources import describe_alike, groups_of, shared_loss
 from isoflop.fit.uncertainty import FEW, Gap
 from isoflop.laws import PF_DAY, Law, Published, published, short
 from isoflop.laws.forms import compute_of, typical_rate

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from isoflop.lookup import face
 
 if TYPE_CHECKING:
-    from isoflop.fit.approaches import approach_3, compare_approaches
+    from isoflop.fit.approaches import approach_3, compare_approaches, loss_envelope
     from isoflop.fit.columns import parse_where
-    from isoflop.fit.envelope import loss_envelope
     from isoflop.fit.holdout import Extrapolation, extrapolation
     from isoflop.fit.law_fit import FITTED, LawFit, fit_law
     from isoflop.fit.optimal_line import Approach
@@ -57,8 +56,7 @@ __all__ = [
 __getattr__ = face(
     __name__,
     {
-        "approaches": "approach_3 compare_approaches",
-        "envelope": "loss_envelope",
+        "approaches": "approach_3 compare_approaches loss_envelope",
         "law_fit": "FITTED LawFit fit_law",
         "optimal_line": "Approach",
         "own_runs": "OwnRun OwnRuns Profile learn_from",

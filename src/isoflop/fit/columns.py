@@ -14,9 +14,8 @@ from typing import Any
 
 from isoflop.fit.runs import BadData
 from isoflop.laws.quantities import PF_DAY
-from isoflop.logs.facts import DATA, EPOCHS, EXPERTS, NO_END, UNIQUE, fact_of
 from isoflop.logs.files import MARKS, cell_number, is_blank, mixed_marks
-from isoflop.logs.names import Kind, role_of
+from isoflop.logs.names import DATA, EPOCHS, EXPERTS, NO_END, UNIQUE, Kind, fact_of, role_of
 
 GUESSES: dict[str, tuple[str, ...]] = {
     "N": ("N", "params", "parameters", "n_params", "num_params", "model_size", "size", "non_embedding"),

@@ -38,8 +38,8 @@ from isoflop.fit.search import BOUNDS, Objective, Optimum, optimum
 from isoflop.fit.uncertainty import Gap, Progress, Unknown, draw, influence, nothing, too_few, unknown
 from isoflop.laws.forms import FORMS, TRAINING_FLOPS, Convention, Law
 from isoflop.laws.quantities import interval
-from isoflop.logs.facts import EPOCHS, UNIQUE, fact_of
 from isoflop.logs.files import cell_number
+from isoflop.logs.names import EPOCHS, UNIQUE, fact_of
 
 DELTA = 1e-3
 """Hoffmann et al. 2022, section 3.3."""

@@ -9,7 +9,7 @@ runs share: a sweep's untuned rate or long warm-up moves the best sizes of all i
 the prior they are believed. Where they contradict it, they are believed within the runs, whose recipe has b, and the
 less the farther beyond (`Posterior.lasting`).
 
-**Posterior.** Its mode by least squares, then Markov chains begun about it (`isoflop.fit.chains`).
+**Posterior.** Its mode by least squares, then Markov chains begun about it (`isoflop.fit.uncertainty`).
 What is asked of a budget is also held to 20 tokens per parameter there: `Posterior.towards`.
 """
 
@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.arrays import Array
-from isoflop.fit.chains import CHAINS, chains, least_squares
 from isoflop.fit.drifting_law import (
     ALPHA,
     BETA,
@@ -54,6 +53,7 @@ from isoflop.fit.drifting_law import (
 )
 from isoflop.fit.optimal_line import columns_of
 from isoflop.fit.robust import LEAST_SCATTER, Labels, Outlier, describe_apart, kept_rows, misfit_of, outlying, scatter
+from isoflop.fit.uncertainty import CHAINS, chains, least_squares
 
 NOISE, NOISE_SD = 0.004, 0.7
 """Median noise of ln L of a finished run (seed, order, rate off its best), and standard deviation of its logarithm:

@@ -1,22 +1,137 @@
-"""Rows of texts from CSV files and from isoflop's records: what `isoflop.fit.table` makes tables of."""
+"""What `isoflop.fit.table` makes tables of: rows of texts from CSV files and from isoflop's records.
+
+Of several records together: the loss that they share or that is joined, and by what they can be grouped.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+from msgspec import structs
 
 from isoflop.arrays import Array
 from isoflop.console import by_reason, listed
 from isoflop.fit.columns import plain
-from isoflop.fit.record_set import common_loss, describe_alike, groups_of, joined, known_losses, loss_names
 from isoflop.fit.runs import BadData, curve_of_run, end_of_curve, unfinished
 from isoflop.logs.files import cell_number, csv_rows
 from isoflop.record.lines import Problems
-from isoflop.record.run import Run, common_n
+from isoflop.record.run import Point, Run, common_n
+
+
+def groups_of(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """By what runs can be grouped: what an import kept of each, and the folder, where that differs.
+
+    The folder is the first part in which the paths of the records differ; of records in one folder that of the logs
+    which they were imported from.
+    """
+    imports = [each if isinstance(each := run.extra.get("imported"), dict) else {} for run in runs]
+    places = [str(run.path or "").split("/")[:-1] for run in runs]
+    if len(set(map(tuple, places))) < 2:
+        places = [str(each.get("source") or "").split("/")[:-1] for each in imports]
+    shared = next((i for i, parts in enumerate(zip(*places, strict=False)) if len(set(parts)) > 1), None)
+    shared = min(map(len, places), default=0) if shared is None else shared
+    folders = [(place[shared:] or ["."])[0] for place in places]
+    told = len(set(folders)) > 1
+    groups = [each.get("groups") for each in imports]
+    return [
+        {**({"folder": folder} if told else {}), **(mine if isinstance(mine, dict) else {})}
+        for folder, mine in zip(folders, groups, strict=True)
+    ]
+
+
+def loss_names(run: Run) -> list[str]:
+    """The losses that a record has, in the order in which they came."""
+    return list(dict.fromkeys(name for point in run.points for name in known_losses(point)))
+
+
+def common_loss(runs: Iterable[Run]) -> str:
+    """The loss that `shared_loss` takes; one that a run has not to its end counts for it only where it has no other."""
+    return shared_loss(
+        [[name for name in loss_names(run) if not unfinished(run, name)] or loss_names(run) for run in runs]
+    )
+
+
+def shared_loss(names: Sequence[Sequence[str]]) -> str:
+    """The first evaluation loss that all runs have; else of all losses that most runs have, the training loss first.
+
+    Args:
+        names: the losses of each run.
+    """
+    common = [name for name in (names[0] if names else ()) if all(name in others for others in names)]
+    if evaluated := next((name for name in common if name.startswith("eval/")), None):
+        return evaluated
+    counted = Counter(name for those in names for name in those)
+    return max(counted, key=lambda name: (counted[name], name == "train"), default="train")
+
+
+ALIKE_SETS = ("eval/val", "eval/valid", "eval/validation", "eval/eval", "eval/dev")
+"""Names that trainers give to one evaluation, that on held-out data."""
+
+
+LossName = TypeVar("LossName", str, "str | None")
+
+
+def joined(runs: Iterable[Run], loss: LossName) -> tuple[list[Run], LossName]:
+    """Runs in which a loss has one name, and that name.
+
+    Args:
+        runs: as read from their records.
+        loss: a name, or `eval/val=eval/valid,eval/eval`: runs without eval/val have the first of the others as it.
+
+    Raises:
+        BadData: no run has one of the others.
+    """
+    name, separator, others = (loss or "").partition("=")
+    found = list(runs)
+    if not separator:
+        return found, loss
+    of_run = [loss_names(run) for run in found]
+    known, wanted = {one for names in of_run for one in names}, [each.strip() for each in others.split(",")]
+    if missing := [each for each in wanted if each not in known]:
+        raise BadData(f"--loss: expected losses of the runs ({', '.join(sorted(known))}), got {missing[0]!r}")
+    instead = [None if name in names else next((one for one in wanted if one in names), None) for names in of_run]
+    return [run if old is None else _renamed(run, old, name) for run, old in zip(found, instead, strict=True)], name
+
+
+def _renamed(run: Run, old: str, new: str) -> Run:
+    """The run with another name of one of its losses."""
+
+    def named(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {new if name == old else name: value for name, value in values.items()}
+
+    points = tuple(
+        structs.replace(point, losses=named(point.losses), nonfinite=named(point.nonfinite)) for point in run.points
+    )
+    return replace(run, points=points, loss_units=named(run.loss_units))
+
+
+def describe_alike(names: Iterable[Iterable[str]], loss: str) -> str:
+    """That losses of different names may be one evaluation, and how they are joined; "": they are not.
+
+    Args:
+        names: the losses of each run.
+        loss: the one that is looked at: only where it lacks in a run that has another one of these does it matter.
+    """
+    of_run = [[*each] for each in names]
+    mine = [[name for name in each if name in ALIKE_SETS] for each in of_run]
+    counts = Counter(name for each in mine for name in each)
+    lost = any(loss not in each and alike for each, alike in zip(of_run, mine, strict=True))
+    if not lost or len(counts) < 2 or any(len(each) > 1 for each in mine):
+        return ""
+    first, *others = [name for name, _ in counts.most_common()]
+    each = ", ".join(f"{name} of {counts[name]}" for name in (first, *others))
+    return f"{each} runs may be one evaluation: --loss {first}={','.join(others)} joins them"
+
+
+def known_losses(point: Point) -> dict[str, float]:
+    """The losses of a point that were measured, nats per token."""
+    return {name: value for name, value in point.losses.items() if value is not None}
+
 
 LOSS_NAME = "loss name"
 """The cell of a record's row that names its loss; rows of files have none."""

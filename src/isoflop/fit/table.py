@@ -32,9 +32,8 @@ from isoflop.fit.runs import (
 from isoflop.fit.sources import LOSS_NAME, RecordRows, Rows, file_rows, record_rows
 from isoflop.laws.forms import TRAINING_FLOPS, compute_of, understated
 from isoflop.laws.quantities import LEAST
-from isoflop.logs.facts import NO_END
 from isoflop.logs.files import cell_number, is_blank
-from isoflop.logs.names import factor_of, kind_of, role_of
+from isoflop.logs.names import NO_END, factor_of, kind_of, role_of
 from isoflop.record.paths import Location
 from isoflop.record.reader import read_runs
 from isoflop.record.run import COUNTS, Run

@@ -11,7 +11,6 @@ __getattr__ = face(
     __name__,
     {
         "calls": "Call OutermostCalls Shape Uncountable listen shapes signature tensors_in watch",
-        "clock": "Clock",
         "config_shape": "APART ESTIMATED FORMULA GIVEN MEASURED OBSERVED SIX_ND WATCHED TransformerShape "
         "kaplan palm shape_of six_n",
         "cost": "StepCost",
@@ -26,6 +25,6 @@ __getattr__ = face(
         "parameters": "Parameters count_parameters unwrap",
         "step": "StepObserver",
         "tokens": "TokenCount count_tokens",
-        "totals": "Totals data_parallel_ranks rank sum_over_ranks world_size",
+        "totals": "Clock Totals data_parallel_ranks rank sum_over_ranks world_size",
     },
 )

@@ -358,3 +358,8 @@ class Law:
             if passed.rank == self._fit.rank:
                 return point
         return None
+
+
+def joined(keys: Sequence[Signature]) -> Signature:
+    """One signature for several: of one, itself."""
+    return keys[0] if len(keys) == 1 else tuple(keys)

@@ -15,7 +15,7 @@ from torch import nn
 
 from isoflop.flops.calls import Call, Signature, Uncountable
 from isoflop.flops.config_shape import APART, ESTIMATED, FORMULA, GIVEN, OBSERVED, SIX_ND
-from isoflop.flops.cost import MAX_KNOWN, RecentMean, StepCost, first_matrix
+from isoflop.flops.cost import MAX_KNOWN, RecentMean, StepCost, first_matrix, joined
 from isoflop.flops.count import estimated
 from isoflop.flops.counter import NOTHING, FlopCount
 from isoflop.flops.measure import CAN_FORK, measure_flops, measure_optimizer
@@ -453,11 +453,6 @@ def _disagree(segments: Sequence[Segment]) -> bool:
     """True if the same calls cost different amounts within a step."""
     costs = {(joined(part.keys), part.body.model, part.body.hardware) for part in segments}
     return len(costs) > len({key for key, *_ in costs})
-
-
-def joined(keys: Sequence[Signature]) -> Signature:
-    """One signature for several: of one, itself."""
-    return keys[0] if len(keys) == 1 else tuple(keys)
 
 
 def _together(segments: Sequence[Segment]) -> Segment:

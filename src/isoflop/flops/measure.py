@@ -32,12 +32,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from isoflop.flops.backward import any_backward
 from isoflop.flops.calls import Call, Shape, Uncountable, metas, tensors_in
 from isoflop.flops.counter import FlopCount, FlopCounter, ModuleOwner, Phase
 from isoflop.flops.parameters import Uses, UseTracer, unwrap
 from isoflop.flops.totals import world_size
-from isoflop.flops.twin import optimizer_to_meta, stand_ins, to_meta
+from isoflop.flops.twin import any_backward, optimizer_to_meta, stand_ins, to_meta
 from isoflop.flops.values import IN_TURN, LARGEST, RANDOM, UnknownValue, Values, WrittenOut
 from isoflop.guard import pass_on
 

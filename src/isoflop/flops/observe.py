@@ -40,9 +40,9 @@ from isoflop.flops.counter import (
     unwatch_backward,
     watch_backward,
 )
-from isoflop.flops.evaluated import Evaluated
 from isoflop.flops.operators import Formula
 from isoflop.flops.parameters import Uses, UseTracer
+from isoflop.flops.plain_steps import Evaluated
 from isoflop.guard import pass_on
 
 COMPILED = "it is compiled, and what runs compiled shows no operators"

@@ -19,9 +19,8 @@ from isoflop.flops.calls import (
     is_opaque,
     signature,
 )
-from isoflop.flops.clock import Clock
-from isoflop.flops.cost import MAX_KNOWN, first_matrix
-from isoflop.flops.costing import Costing, joined
+from isoflop.flops.cost import MAX_KNOWN, first_matrix, joined
+from isoflop.flops.costing import Costing
 from isoflop.flops.counter import FlopCount
 from isoflop.flops.observe import COMPILED, Observation
 from isoflop.flops.parameters import Gradients, UseTracer, unwrap
@@ -38,7 +37,7 @@ from isoflop.flops.tokens import (
     join_sequences,
     places_of,
 )
-from isoflop.flops.totals import Tally, Totals
+from isoflop.flops.totals import Clock, Tally, Totals
 
 MAX_WAITING, MAX_COPIED = 64, 1 << 13
 """Batches whose masks and labels are kept until they are counted, at most, and tokens of one: some MB in all. Larger

@@ -2,8 +2,7 @@
 
 # ruff: noqa: F401
 
-from isoflop.forecast.backtest import Score, backtest, priors_for, priors_without
-from isoflop.forecast.baselines import ESTIMATORS
+from isoflop.forecast.backtest import ESTIMATORS, SURE, Ranking, Score, backtest, priors_for, priors_without, rank
 from isoflop.forecast.curve import Kernel, LossCurve, falls, final_step, path, usable
 from isoflop.forecast.forecast import (
     NO_PLAN,
@@ -23,5 +22,4 @@ from isoflop.forecast.lr_plan import LrPlan
 from isoflop.forecast.online import Estimator, Fit, OnlineForecaster
 from isoflop.forecast.posterior import Normal
 from isoflop.forecast.priors import DEFAULT_PRIORS, WEAK_PRIORS, Line, Priors, learn_priors
-from isoflop.forecast.ranking import SURE, Ranking, rank
 from isoflop.forecast.sizes import Ladder, fit_ladder

@@ -22,14 +22,15 @@ from isoflop.forecast.posterior import FLOOR, CurvePosterior, Moments, Normal, P
 from isoflop.forecast.priors import (
     DEFAULT_PRIORS,
     FOREIGN,
+    Beside,
     Priors,
+    beside,
     blended,
     comparable_peak,
     facts_of,
     known,
     widened,
 )
-from isoflop.forecast.siblings import Beside, beside
 from isoflop.record.task import NAMES, START_NAMES, Task
 
 if TYPE_CHECKING:

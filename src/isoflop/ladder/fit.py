@@ -25,9 +25,9 @@ from isoflop.fit.law_fit import fit_law
 from isoflop.fit.optimal_line import quantile
 from isoflop.fit.own_runs import known_of
 from isoflop.fit.posterior import Posterior, posterior_of_runs
-from isoflop.fit.record_set import common_loss, loss_names
 from isoflop.fit.robust import Outlier, kept_rows
 from isoflop.fit.runs import RunCurve, RunEnd, curve_of_run, end_of_curve, unfinished
+from isoflop.fit.sources import common_loss, loss_names
 from isoflop.fit.trust import FAR, Verdict
 from isoflop.ladder.check import Described, by_steps, described
 from isoflop.ladder.design import RungWorth, worth_of_a_rung

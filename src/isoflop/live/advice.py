@@ -39,12 +39,11 @@ from isoflop.guard import attempt, declare, warn
 from isoflop.laws import published_names
 from isoflop.laws.recipes import shape_warning
 from isoflop.live.closing import closing_lines
-from isoflop.live.header import describe_optimizer
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.options import Options
-from isoflop.live.run_info import RunInfo
+from isoflop.live.recorder import describe_optimizer
+from isoflop.live.run_info import RunInfo, look_again
 from isoflop.live.sinks import frontier_points
-from isoflop.live.task import look_again
 from isoflop.record.reader import read_runs
 from isoflop.record.task import Task, family_of
 

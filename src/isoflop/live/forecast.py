@@ -38,9 +38,9 @@ from isoflop.forecast import (
 )
 from isoflop.guard import declare
 from isoflop.live.advice import one_peak
-from isoflop.live.header import describe_optimizer
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.options import Options
+from isoflop.live.recorder import describe_optimizer
 from isoflop.live.run_info import RunInfo
 from isoflop.live.scheduler import (
     OFF_PLAN,

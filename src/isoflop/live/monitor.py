@@ -15,25 +15,21 @@ from weakref import WeakMethod, finalize
 
 from torch import nn
 
-from isoflop.flops.clock import Clock, Phase
 from isoflop.flops.device import NO_PEAK, Device, model_device
 from isoflop.flops.step import StepObserver
 from isoflop.flops.tokens import TokenCount
-from isoflop.flops.totals import Loss, Totals, as_float, ddp_around, ends_apart, rank, world_size
+from isoflop.flops.totals import Clock, Loss, Phase, Totals, as_float, ddp_around, ends_apart, rank, world_size
 from isoflop.guard import UNKNOWN, attempt, declare, hook
 from isoflop.live.advice import AdvicePart
 from isoflop.live.forecast import ForecastPart
-from isoflop.live.header import describe_counting, run_header
-from isoflop.live.log_step import Interval, LogStep, Part
+from isoflop.live.log_step import Interval, LogStep, Part, Scalars
 from isoflop.live.noise import Noise
 from isoflop.live.options import Options
 from isoflop.live.plain_loop import PlainLoop
 from isoflop.live.ranks import APART, UNCOUNTED, Ranks, Settings
-from isoflop.live.recorder import NOT_COUNTED, Recorder
-from isoflop.live.run_info import RunInfo
-from isoflop.live.scalars import Scalars
+from isoflop.live.recorder import NOT_COUNTED, Recorder, describe_counting, run_header
+from isoflop.live.run_info import RunInfo, describe_task
 from isoflop.live.sinks import Display, Sinks, TensorBoardSink
-from isoflop.live.task import describe_task
 from isoflop.record.paths import last_name, location_of
 
 if TYPE_CHECKING:

@@ -21,7 +21,6 @@ from isoflop.flops.totals import world_size
 from isoflop.guard import Guard, declare, hook
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.run_info import RunInfo
-from isoflop.noise.cadence import Cadence, StepTimes
 from isoflop.noise.critical_batch import (
     RAW_BELOW,
     Belief,
@@ -47,7 +46,7 @@ from isoflop.noise.estimator import (
     result,
     unpacked,
 )
-from isoflop.noise.sources import HOOKS, MicroBatches, choose_source, denominators, settled
+from isoflop.noise.sources import HOOKS, Cadence, MicroBatches, StepTimes, choose_source, denominators, settled
 from isoflop.noise.split import Unsplittable, batch_size, compare, halves, refusal
 
 MEASURING = "measuring the noise scale"

@@ -1,4 +1,7 @@
-"""Writes one run's record: opens it (new, resumed, or a branch), thins its points, averages their losses."""
+"""Writes one run's record: its header, then its points, thinned, with their losses averaged; new, resumed, or a branch.
+
+The header says model, optimizer, device, versions and how FLOPs are counted.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from msgspec.structs import replace
+from torch import nn
 
+from isoflop.flops.device import Device
+from isoflop.flops.parameters import original_class, unwrap
+from isoflop.flops.step import StepObserver
+from isoflop.flops.totals import world_size
 from isoflop.forecast import LrPlan
-from isoflop.guard import declare
+from isoflop.guard import attempt, declare
 from isoflop.live.log_step import LogStep, Part
+from isoflop.live.options import Options
 from isoflop.live.run_info import RunInfo
-from isoflop.record.paths import Location
+from isoflop.record.lines import due
+from isoflop.record.paths import Location, last_name
+from isoflop.record.provenance import git_state, library_versions
 from isoflop.record.reader import UPDATED, read_run
 from isoflop.record.remote import RemoteLog
 from isoflop.record.run import Point, RecordError, Status
-from isoflop.record.thinned import due
+from isoflop.record.task import PLAIN
 from isoflop.record.writer import RecordLog, new_run_id, record_path
 
 RECORD = declare("writing the record", "no further points are recorded")
@@ -277,3 +289,84 @@ def _same_place(old: Path, new: Path) -> bool:
     old, new = old.resolve(), new.resolve()
     versions = all(re.fullmatch(r"version_\d+", path.name) for path in (old, new))
     return old == new or (versions and old.parent == new.parent)
+
+
+CONVENTION = "1 multiply-add = 2 FLOPs; matrix products and convolutions, forward and backward, attention in full"
+UNITS = "nats per loss token, as the trainer reports it"
+
+
+def run_header(
+    run: RunInfo,
+    observer: StepObserver,
+    device: Device | None,
+    options: Options,
+    model: nn.Module | None,
+    record_dir: Location,
+) -> dict[str, Any]:
+    """Fields of `isoflop.record.Run`, as they are known after the first optimizer step."""
+    parameters = observer.costing.parameters
+    return {
+        "name": run.run_name or last_name(record_dir),
+        "framework": run.framework,
+        "model": attempt(describe_model, model) or {"class": None},
+        "parameters": {} if parameters is None else parameters.by_convention(),
+        "parameters_method": None if parameters is None else parameters.method,
+        "optimizer": attempt(describe_optimizer, run.optimizer),
+        "task": run.task.as_dict(),
+        "planned": run.planned,
+        "tokenizer": run.tokenizer,
+        "data": run.data,
+        "git": attempt(git_state),
+        "versions": attempt(library_versions) or {},
+        "device": {
+            "name": None if device is None else device.name,
+            "dtype": None if device is None else device.dtype,
+            "precision": run.precision,
+            "peak_flops": None if device is None else device.peak,
+            "peak_source": None if device is None else device.peak_source,
+            "world_size": world_size(),
+            "data_parallel": run.data_parallel or world_size(),
+        },
+        "counting": describe_counting(observer),
+        "loss_units": {"train": UNITS if run.task.loss == PLAIN else run.task.loss},
+        "options": options.given(),
+    }
+
+
+def describe_counting(observer: StepObserver) -> dict[str, Any]:
+    """How the FLOPs of this run are counted."""
+    return {
+        "method": "; ".join(observer.costing.methods) or None,
+        "reasons": {method: reason for method, reason in observer.costing.methods.items() if reason},
+        "uncounted": sorted(observer.costing.uncounted),
+        "convention": CONVENTION,
+        "flops_per_token": observer.costing.flops_per_token,
+    }
+
+
+def describe_model(model: nn.Module | None) -> dict[str, Any]:
+    """Class and configuration of a model."""
+    if model is None:
+        return {"class": None}
+    model = unwrap(model)
+    kind = original_class(model)
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", "config": attempt(_configuration, model)}
+
+
+def _configuration(model: nn.Module) -> Any:
+    config = getattr(model, "config", None)
+    if config is None:
+        config = getattr(model, "hparams", None)
+    to_dict = getattr(config, "to_diff_dict", None) or getattr(config, "to_dict", None)
+    return to_dict() if callable(to_dict) else config
+
+
+def describe_optimizer(optimizer: Any) -> dict[str, Any] | None:
+    """Class and settings of the first parameter group."""
+    groups = attempt(getattr, optimizer, "param_groups", None)  # of an optimizer of the user's own making
+    if not groups:
+        return None
+    wrapped = getattr(optimizer, "optimizer", optimizer)  # Accelerate's and Fabric's wrappers
+    numbers = {key: each.item() for key, each in groups[0].items() if isinstance(each, torch.Tensor) and not each.dim()}
+    settings = {key: each for key, each in groups[0].items() if key != "params"}
+    return {"class": type(wrapped).__name__, **settings, **numbers}

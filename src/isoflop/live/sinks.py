@@ -18,10 +18,9 @@ from isoflop.advice import Advice
 from isoflop.console import html_table
 from isoflop.forecast import Forecast, NoForecast
 from isoflop.guard import declare
-from isoflop.live.log_step import LogStep, Part
+from isoflop.live.log_step import CHARTS, FRONTIER, TAGS, AxisPoint, ComputeAxes, LogStep, Part, log_step
 from isoflop.live.run_info import RunInfo
-from isoflop.live.scalars import CHARTS, FRONTIER, TAGS, AxisPoint, ComputeAxes, log_step
-from isoflop.record.thinned import due
+from isoflop.record.lines import due
 
 
 def interval_line(step: int, scalars: Mapping[str, float], as_of: int | None = None) -> str:
@@ -73,7 +72,7 @@ class Display:
 
     @property
     def scalars(self: Any) -> Mapping[str, float]:
-        """What was logged last, by name (`isoflop.live.scalars.SCALARS`)."""
+        """What was logged last, by name (`isoflop.live.log_step.SCALARS`)."""
         return self._latest.scalars
 
     @property

@@ -21,17 +21,14 @@ from msgspec import structs
 
 from isoflop.laws.forms import usual_loss
 from isoflop.logs.counts import Counts, SizeOf, counts_of
-from isoflop.logs.facts import PLANNED
 from isoflop.logs.files import ImportProblem, number, plain, whole
 from isoflop.logs.given import EVERY, Answers
-from isoflop.logs.logged import Column, Count, Logged, interpolated
-from isoflop.logs.losses import Losses, losses_of
-from isoflop.logs.names import factor_of
-from isoflop.record.lines import MAX_SECONDS
+from isoflop.logs.logged import Column, Count, Logged, Losses, interpolated, losses_of
+from isoflop.logs.names import PLANNED, factor_of
+from isoflop.record.lines import MAX_SECONDS, due
 from isoflop.record.provenance import json_safe, library_versions
 from isoflop.record.reader import read_run
 from isoflop.record.run import Point, RecordError, Run, stopped_early
-from isoflop.record.thinned import due
 from isoflop.record.writer import RecordLog, iso_time, record_path
 
 CONVENTION = "1 multiply-add = 2 FLOPs"

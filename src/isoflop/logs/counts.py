@@ -20,11 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.logs.facts import ACCUMULATE, ALL, DEVICES, EACH, EITHER, LENGTH
 from isoflop.logs.files import cell_number, plain
 from isoflop.logs.given import Answers
 from isoflop.logs.logged import Count, Logged, interpolated, scaled
-from isoflop.logs.names import factor_of, kind_of, role_of, words
+from isoflop.logs.names import ACCUMULATE, ALL, DEVICES, EACH, EITHER, LENGTH, factor_of, kind_of, role_of, words
 from isoflop.record.run import COUNTS, RecordError
 
 NO_PADDING = "not logged: D is taken as all tokens"

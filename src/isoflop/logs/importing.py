@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from isoflop.console import listed
-from isoflop.logs import huggingface, table, tensorboard, text, trackers
+from isoflop.logs import table, tensorboard, trackers, trainers
 from isoflop.logs.convert import Doubt, Imported, NoLoss, assembled
 from isoflop.logs.counts import SizeOf, size_of_config
 from isoflop.logs.files import ImportProblem, csv_rows, dialect_of, head, plain
@@ -29,7 +29,7 @@ from isoflop.record.paths import describe_links, is_link_out, is_record
 from isoflop.record.run import RecordError, Run
 
 READERS: dict[str, Callable[[str, Given], list[Logged]]] = {
-    "huggingface": huggingface.read,
+    "huggingface": trainers.read_trainer_state,
     "tensorboard": tensorboard.read,
     "lightning": table.read_lightning,
     "wandb": trackers.read_wandb_file,
@@ -38,7 +38,7 @@ READERS: dict[str, Callable[[str, Given], list[Logged]]] = {
     "mlflow-api": trackers.read_mlflow,
     "trackio": trackers.read_trackio,
     "table": table.read,
-    "lines": text.read,
+    "lines": trainers.read,
 }
 """Each reads a file, a folder or an address; `ImportProblem`: no such log, a broken one, or its client is missing."""
 KINDS = tuple(reader for reader in READERS if "-" not in reader)
@@ -349,7 +349,7 @@ class _Search:
     def _in(self, folder: Path, files: list[str], of_trainer: bool) -> Iterator[Source]:
         """The runs that a folder itself holds. Event files beside a better source of the same run are left out."""
         only = self.kind
-        if only in (None, "huggingface") and huggingface.is_output(folder):
+        if only in (None, "huggingface") and trainers.is_output(folder):
             yield "huggingface", str(folder)
             of_trainer = only is None
         if only in (None, "mlflow") and trackers.is_mlflow_run(folder):
@@ -391,13 +391,13 @@ class _Search:
             return "tensorboard"
         got = _no_text(start)
         if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
-            if path.name == huggingface.STATE or b'"log_history"' in start:
+            if path.name == trainers.STATE or b'"log_history"' in start:
                 return "huggingface"
             if b'"isoflop"' in start and b'"header"' in start:
                 raise ImportProblem(f"{path}: is a record of isoflop's own: the commands read it as it is")
             got = "JSON of another kind"
         by_ending = path.suffix.lower() in TABLES
-        if got in (None, "JSON of another kind") and not by_ending and text.is_lines(path, self.given):
+        if got in (None, "JSON of another kind") and not by_ending and trainers.is_lines(path, self.given):
             return "lines"
         if got is None and (by_ending or _is_table(path)):
             return "lightning" if table.is_lightning(path) else "table"

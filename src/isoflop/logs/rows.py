@@ -12,11 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.logs.facts import DATA, NO_END, PLANNED, fact_of, settings_of, status_of
 from isoflop.logs.files import ImportProblem, cell_number, is_blank, mixed_marks, plain
 from isoflop.logs.given import Given
 from isoflop.logs.logged import Column, Columns, Logged, Words
-from isoflop.logs.names import HYPERPARAMETERS, RUNS, SPLITS, kind_of, role_of, run_rank, words
+from isoflop.logs.names import (
+    DATA,
+    HYPERPARAMETERS,
+    NO_END,
+    PLANNED,
+    RUNS,
+    SPLITS,
+    fact_of,
+    kind_of,
+    role_of,
+    run_rank,
+    settings_of,
+    status_of,
+    words,
+)
 from isoflop.record.lines import Problems
 
 MAX_RUNS = 10_000

@@ -22,7 +22,6 @@ from isoflop.noise.critical_batch import (
 )
 
 if TYPE_CHECKING:
-    from isoflop.noise.cadence import DENSEST, FREE, SHARE, Cadence, StepTimes
     from isoflop.noise.estimator import (
         MIN_MEASUREMENTS,
         NoiseScale,
@@ -34,16 +33,15 @@ if TYPE_CHECKING:
         read,
         result,
     )
-    from isoflop.noise.sources import MicroBatches, denominators, settled
+    from isoflop.noise.sources import DENSEST, FREE, SHARE, Cadence, MicroBatches, StepTimes, denominators, settled
     from isoflop.noise.split import halves
 
 __getattr__ = face(
     __name__,
     {
-        "cadence": "Cadence DENSEST FREE SHARE StepTimes",
         "estimator": "MIN_MEASUREMENTS NoiseScale RunningMoments StepEstimate Unusable "
         "estimate_step fieller read result",
-        "sources": "MicroBatches denominators settled",
+        "sources": "Cadence DENSEST FREE MicroBatches SHARE StepTimes denominators settled",
         "split": "halves",
     },
 )

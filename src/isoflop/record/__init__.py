@@ -19,5 +19,5 @@ from isoflop.record.remote import RemoteLog
 from isoflop.record.run import COUNTS, DEFAULT_N, PREFERRED_N, SCHEMA_VERSION, SEVERITIES, Point, Run, Status, common_n
 from isoflop.record.run import RecordBusy, RecordError, RecordFinished, RecordMismatch
 from isoflop.record.task import Task, recognise, task_of, task_words
-from isoflop.record.thinned import LAST, SMALL, Digest, due, glimpse
+from isoflop.record.lines import LAST, SMALL, Digest, due, glimpse
 from isoflop.record.writer import RecordLog, new_run_id, record_path

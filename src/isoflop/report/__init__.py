@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from isoflop.lookup import face
 
 if TYPE_CHECKING:
-    from isoflop.report.report import Report, make_report
+    from isoflop.report.page import Report, make_report
     from isoflop.report.runs import read_record, read_sources, run_rows
 
 __all__ = ["Report", "make_report", "read_record", "read_sources", "run_rows"]
 
-__getattr__ = face(__name__, {"report": "Report make_report", "runs": "read_record read_sources run_rows"})
+__getattr__ = face(__name__, {"page": "Report make_report", "runs": "read_record read_sources run_rows"})

@@ -20,7 +20,7 @@ import isoflop
 from isoflop.figures import RunCurve, Study
 from isoflop.figures.study import compute_label
 from isoflop.figures.text import counted, counted_as, loss_label
-from isoflop.fit.envelope import BINS
+from isoflop.fit.approaches import BINS
 from isoflop.fit.holdout import Extrapolation
 from isoflop.fit.law_fit import DELTA
 from isoflop.laws import short
