@@ -1,6 +1,6 @@
 """FLOPs formulas of papers and of trainers that nothing but tests needs.
 
-They are independent hand counts that measured FLOPs are compared with. As in `isoflop.flops.config_shape` each gives
+They are independent hand counts that measured FLOPs are compared with. As in `isoflop.flops.operators` each gives
 the training FLOPs of one token in a sequence of `length` tokens.
 """
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fits import hoffmann
 from isoflop.cli import app
 from isoflop.figures import FIGURES, Figure, by_group, matplotlib_figure, plotly_figure
-from isoflop.fit.columns import number_of
+from isoflop.fit.sources import number_of
 from isoflop.fit.table import read_table
 from isoflop.record import Point, Run, read_run, read_runs
 from isoflop.report.page import study_of
@@ -362,10 +362,10 @@ def test_links_to_folders_elsewhere_are_named(tmp_path: Path) -> None:
 
 
 def test_tab_opens_tensorboard_on_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from isoflop.cli import tab
+    from isoflop.cli import report
 
     opened: list[tuple[Path, int, str]] = []
-    monkeypatch.setattr(tab, "show", lambda *given: opened.append(given))
+    monkeypatch.setattr(report, "show", lambda *given: opened.append(given))
     log(tmp_path / "log.jsonl", 5e6)
     run("import", tmp_path / "log.jsonl", "-o", tmp_path / "runs")
     run("tab", tmp_path / "runs", "--port", 7000)

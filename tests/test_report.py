@@ -11,9 +11,8 @@ import pytest
 
 from isoflop.figures import RunEnd, ends_of_table, study
 from isoflop.report import Report, make_report, read_sources, run_rows
-from isoflop.report.checklist import checklist
 from isoflop.report.runs import facts, latest_advice, recorded_advice
-from isoflop.report.sentences import headline, holdout, power_of_ten
+from isoflop.report.sentences import checklist, headline, holdout, power_of_ten
 from report_files import ADVICE, documented_run, write, write_all
 from study_runs import LAW, optimal_size, planted_run, sweep, with_nan_losses
 

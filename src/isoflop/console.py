@@ -97,7 +97,7 @@ def harmless(text: str) -> str:
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:
-    """A few names in a sentence."""
+    """A few names in a sentence, and how many more."""
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 

@@ -12,8 +12,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "demo": ("tab.demo", "Open four finished runs in TensorBoard."),
-    "tab": ("tab.tab", "Open runs in TensorBoard's tab Scaling."),
+    "demo": ("report.demo", "Open four finished runs in TensorBoard."),
+    "tab": ("report.tab", "Open runs in TensorBoard's tab Scaling."),
     "count": ("count.count", "Count a model's parameters and a training step's FLOPs."),
     "peak": ("count.peak", "Measure the FLOP/s of matrix products on this device."),
     "plan": ("plan.plan", "Find size, tokens and loss for a compute budget."),

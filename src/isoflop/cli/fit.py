@@ -12,8 +12,7 @@ from isoflop.console import grid, picked, print_json, progress_bar, reported, sa
 
 if TYPE_CHECKING:
     from isoflop.fit.approaches import ApproachComparison
-    from isoflop.fit.group_laws import Groups
-    from isoflop.fit.law_fit import LawFit
+    from isoflop.fit.law_fit import Groups, LawFit
     from isoflop.fit.posterior import Posterior
     from isoflop.fit.table import Table
     from isoflop.fit.trust import Trust
@@ -111,7 +110,7 @@ def fit(
     trust: Trust | None = None
     compared: Groups | str = ""
     if labels is not None:
-        from isoflop.fit.group_laws import groups_at_equal_compute
+        from isoflop.fit.law_fit import groups_at_equal_compute
 
         size = "groups have best sizes of their own: name one with --where"
         compared = groups_at_equal_compute(fitted, labels, table.columns)

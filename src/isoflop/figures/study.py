@@ -18,12 +18,11 @@ from isoflop.console import by_reason
 from isoflop.figures.figure import Axis, Scale, Shades
 from isoflop.figures.text import Indices, counted, listed, loss_label, parameters, unique_names
 from isoflop.fit.approaches import ApproachComparison, NoApproach, compare_approaches, side_by_side
-from isoflop.fit.columns import tells_kinds
 from isoflop.fit.law_fit import LawFit, fit_law
 from isoflop.fit.optimal_line import Approach
 from isoflop.fit.robust import describe_outliers, kept_rows
 from isoflop.fit.runs import RunCurve, RunEnd, check_runs, curve_of_run, end_of_curve, ends_before
-from isoflop.fit.sources import describe_alike, groups_of, shared_loss
+from isoflop.fit.sources import describe_alike, groups_of, shared_loss, tells_kinds
 from isoflop.fit.uncertainty import FEW, Gap
 from isoflop.laws import PF_DAY, Law, Published, published, short
 from isoflop.laws.forms import compute_of, typical_rate

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop import console
 from isoflop.arrays import Array
 from isoflop.console import cut
 from isoflop.laws import Published
@@ -114,9 +115,8 @@ def sentence(text: str) -> str:
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:
-    """A few names, and how many more."""
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(map(name_of, names[:most])) + more
+    """A few names as figures write them, and how many more."""
+    return console.listed([*map(name_of, names)], most)
 
 
 MOST = 1000

@@ -11,7 +11,6 @@ from isoflop.lookup import face
 
 if TYPE_CHECKING:
     from isoflop.fit.approaches import approach_3, compare_approaches, loss_envelope
-    from isoflop.fit.columns import parse_where
     from isoflop.fit.holdout import Extrapolation, extrapolation
     from isoflop.fit.law_fit import FITTED, LawFit, fit_law
     from isoflop.fit.optimal_line import Approach
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from isoflop.fit.posterior import Posterior, posterior_of_runs
     from isoflop.fit.profiles import isoflop_profiles
     from isoflop.fit.runs import BadData, check_runs, final_loss
+    from isoflop.fit.sources import parse_where
     from isoflop.fit.table import read_table, table_of_runs
 
 __all__ = [
@@ -66,7 +66,7 @@ __getattr__ = face(
         "posterior": "Posterior posterior_of_runs",
         "profiles": "isoflop_profiles",
         "runs": "BadData check_runs final_loss",
-        "columns": "parse_where",
+        "sources": "parse_where",
         "table": "read_table table_of_runs",
     },
 )

@@ -11,25 +11,29 @@ from pathlib import Path
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.fit.columns import (
-    GUESSES,
-    Condition,
-    column_of,
-    guessed,
-    listed,
-    number_of,
-    parse_where,
-    plain,
-    tells_kinds,
-    unit_of,
-)
 from isoflop.fit.runs import (
     TOKENS_A_PARAMETER,
     BadData,
     describe_rate,
     implausible,
 )
-from isoflop.fit.sources import LOSS_NAME, RecordRows, Rows, file_rows, record_rows
+from isoflop.fit.sources import (
+    GUESSES,
+    LOSS_NAME,
+    Condition,
+    RecordRows,
+    Rows,
+    column_of,
+    columns_listed,
+    file_rows,
+    guessed,
+    number_of,
+    parse_where,
+    plain,
+    record_rows,
+    tells_kinds,
+    unit_of,
+)
 from isoflop.laws.forms import TRAINING_FLOPS, compute_of, understated
 from isoflop.laws.quantities import LEAST
 from isoflop.logs.files import cell_number, is_blank
@@ -258,7 +262,7 @@ class _Reading:
         left_out = [self._nothing(i, cells) for i in range(len(self.rows))]
         full = [i for i, said in enumerate(left_out) if not said]
         if not full:
-            there = f"; there are {listed(self.present)}" if LOSS_NAME not in self.rows[0] else ""
+            there = f"; there are {columns_listed(self.present)}" if LOSS_NAME not in self.rows[0] else ""
             raise BadData(
                 f"expected runs with numbers in {', '.join(self.taken.values())}, got none; {left_out[0]}{there}"
             )

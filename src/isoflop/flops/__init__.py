@@ -11,8 +11,6 @@ __getattr__ = face(
     __name__,
     {
         "calls": "Call OutermostCalls Shape Uncountable listen shapes signature tensors_in watch",
-        "config_shape": "APART ESTIMATED FORMULA GIVEN MEASURED OBSERVED SIX_ND WATCHED TransformerShape "
-        "kaplan palm shape_of six_n",
         "cost": "StepCost",
         "count": "ModuleCount StepCount count_measured count_otherwise",
         "counter": "FlopCount FlopCounter",
@@ -20,7 +18,8 @@ __getattr__ = face(
         "inputs": "candidate_calls context_of describe_call parse_input",
         "measure": "Measurement measure_flops run_once",
         "open_model": "Opened",
-        "operators": "formula_of operator_name register_flop_formula",
+        "operators": "APART ESTIMATED FORMULA GIVEN MEASURED OBSERVED SIX_ND WATCHED TransformerShape "
+        "formula_of kaplan operator_name palm register_flop_formula shape_of six_n",
         "other_counters": "Opinion opinions",
         "parameters": "Parameters count_parameters unwrap",
         "step": "StepObserver",

@@ -14,12 +14,12 @@ from typing import Any
 from torch import nn
 
 from isoflop.flops.calls import Call, Signature, Uncountable
-from isoflop.flops.config_shape import APART, ESTIMATED, FORMULA, GIVEN, OBSERVED, SIX_ND
 from isoflop.flops.cost import MAX_KNOWN, RecentMean, StepCost, first_matrix, joined
 from isoflop.flops.count import estimated
 from isoflop.flops.counter import NOTHING, FlopCount
 from isoflop.flops.measure import CAN_FORK, measure_flops, measure_optimizer
 from isoflop.flops.observe import Observation, Segment
+from isoflop.flops.operators import APART, ESTIMATED, FORMULA, GIVEN, OBSERVED, SIX_ND
 from isoflop.flops.parameters import Parameters, Uses, count_parameters, given_parameters
 from isoflop.guard import pass_on
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from isoflop.flops.calls import Call, Uncountable, metas, shapes, signature
-from isoflop.flops.config_shape import FORMULA, MEASURED, SIX_ND, WATCHED, palm, shape_of, six_n
 from isoflop.flops.cost import first_matrix
 from isoflop.flops.counter import FlopCount, Phase
 from isoflop.flops.measure import Measurement, measure_flops, run_once
+from isoflop.flops.operators import FORMULA, MEASURED, SIX_ND, WATCHED, palm, shape_of, six_n
 from isoflop.flops.parameters import Parameters, count_parameters, groups_of_experts, numel, unwrap
 from isoflop.flops.tokens import count_tokens
 
@@ -106,7 +106,7 @@ class StepCount:
     tokens: int | None
     """D, positions processed."""
     method: str
-    """How the FLOPs were counted (`isoflop.flops.config_shape`)."""
+    """How the FLOPs were counted (`isoflop.flops.operators`)."""
     reason: str = ""
     """Why not in a better way, or ""."""
     uncounted: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """The law of a ladder's finished runs, and what the run at the target should be: size, data, batch and loss.
 
 The posterior of the runs (`isoflop.fit.posterior`) answers. Beside it stand Hoffmann et al.'s three approaches, whether
-the law describes the runs at all (`isoflop.ladder.check`), and the worth of one more rung.
+the law describes the runs at all (`isoflop.fit.trust`), and the worth of one more rung.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.robust import Outlier, kept_rows
 from isoflop.fit.runs import RunCurve, RunEnd, curve_of_run, end_of_curve, unfinished
 from isoflop.fit.sources import common_loss, loss_names
-from isoflop.fit.trust import FAR, Verdict
-from isoflop.ladder.check import Described, by_steps, described
+from isoflop.fit.trust import FAR, Described, Verdict, by_steps, described
 from isoflop.ladder.design import RungWorth, worth_of_a_rung
 from isoflop.ladder.plan import LadderPlan, read_plan
 from isoflop.laws.forms import compute_of

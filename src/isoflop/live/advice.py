@@ -32,18 +32,17 @@ from isoflop.advice import (
 )
 from isoflop.advice.curve_rules import FEW
 from isoflop.fit.own_runs import OwnRuns, Profile, frontier_of, learn_from
-from isoflop.flops.config_shape import shape_of, width_of
+from isoflop.flops.operators import shape_of, width_of
 from isoflop.flops.parameters import unwrap
 from isoflop.forecast import Forecast, NoForecast, usable
 from isoflop.guard import attempt, declare, warn
 from isoflop.laws import published_names
 from isoflop.laws.recipes import shape_warning
-from isoflop.live.closing import closing_lines
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.options import Options
 from isoflop.live.recorder import describe_optimizer
 from isoflop.live.run_info import RunInfo, look_again
-from isoflop.live.sinks import frontier_points
+from isoflop.live.sinks import closing_lines, frontier_points
 from isoflop.record.reader import read_runs
 from isoflop.record.task import Task, family_of
 

@@ -28,10 +28,9 @@ from isoflop.figures.text import counted, counted_as, name_of
 from isoflop.fit.holdout import Extrapolation
 from isoflop.fit.sources import joined
 from isoflop.laws import short
-from isoflop.report.checklist import SOURCE, Item, checklist
 from isoflop.report.latex import PAPERS, bibtex, report_tex, used_by
 from isoflop.report.runs import Fact, RecordedAdvice, RunRow, Sources, facts, latest_advice, run_rows
-from isoflop.report.sentences import Headline, headline, holdout
+from isoflop.report.sentences import SOURCE, Headline, Item, checklist, headline, holdout
 
 
 @dataclass(frozen=True)
