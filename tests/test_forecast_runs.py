@@ -24,7 +24,6 @@ from isoflop.forecast import (
     LrPlan,
     NoForecast,
     backtest,
-    baselines,
     fit_ladder,
     learn_priors,
     read_curves,
@@ -162,7 +161,7 @@ def test_baselines_recover_their_own_law(name: str) -> None:
 
 def test_the_peers_of_the_benchmark_recover_a_decay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    monkeypatch.setattr(baselines, "ESTIMATORS", dict(ESTIMATORS))
+    monkeypatch.setattr(sys.modules[backtest.__module__], "ESTIMATORS", dict(ESTIMATORS))
     monkeypatch.delitem(sys.modules, "_peers", raising=False)
     peers = importlib.import_module("_peers")
     plan = LrPlan.wsd(4000, PEAK, 200, 2000)

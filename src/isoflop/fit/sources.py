@@ -378,7 +378,7 @@ def record_rows(runs: Sequence[Run], convention: str | None, loss: str | None) -
     """Each finished run at its end.
 
     The loss is by default one that all runs have, an evaluation's if there is one, else that of most runs; N likewise
-    by `common_n`. `loss` as of `isoflop.fit.runs.joined`.
+    by `common_n`. `loss` as of `joined`.
     """
     runs, loss = joined(runs, loss)
     reasons = [_useless(run) for run in runs]
