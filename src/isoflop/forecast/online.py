@@ -135,11 +135,11 @@ def _check_residuals(residual: Array, loss: Array) -> NoForecast | None:
     n = len(residual)
     if n < 8:
         return None
-    noise = 1.4826 * float(np.median(np.abs(np.diff(residual)))) / np.sqrt(2)
+    noise = 1.4826 * float(_medians(np.abs(np.diff(residual)))) / np.sqrt(2)
     level = float(np.mean(loss))
     # a jump between the medians of up to four bins before and after: one spike is none
     size = min(4, n // 4)
-    middle = np.median(np.lib.stride_tricks.sliding_window_view(residual, size), axis=1)
+    middle = _medians(np.lib.stride_tricks.sliding_window_view(residual, size))
     steps = middle[size:] - middle[:-size]
     # against the steps to either side: a smooth misfit is no jump
     sharp = steps[size:-size] - (steps[: -2 * size] + steps[2 * size :]) / 2 if len(steps) > 2 * size else steps[:0]
@@ -178,9 +178,15 @@ def _spikes(loss: Array) -> NDArray[np.bool_]:
     """Bins far above their neighbours, by the scatter of all bins about these and by `JUMP` of the loss."""
     size = 5 if len(loss) >= 15 else 3
     around = np.lib.stride_tricks.sliding_window_view(np.pad(loss, size // 2, mode="reflect"), size)
-    middle = np.sort(around, axis=1)[:, size // 2]  # the median of an odd number, at a fifth of its time
+    middle = _medians(around)
     off = loss - middle
-    return np.asarray((off > np.maximum(9 * np.median(np.abs(off)), JUMP * middle)) & (np.arange(len(loss)) > 0))
+    return np.asarray((off > np.maximum(9 * _medians(np.abs(off)), JUMP * middle)) & (np.arange(len(loss)) > 0))
+
+
+def _medians(values: Array) -> Array:
+    """Over the last axis, as `np.median` at a fifth of its time."""
+    ordered, n = np.sort(values), values.shape[-1]
+    return np.asarray((ordered[..., (n - 1) // 2] + ordered[..., n // 2]) / 2)
 
 
 def _falls(x: Array, y: Array) -> bool:
