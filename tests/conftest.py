@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterator
+from pathlib import PurePath
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +18,35 @@ settings.register_profile("fixed", derandomize=True, database=None, deadline=Non
 settings.load_profile("fixed")
 
 
+LONG = ("golden", "test_zoo", "test_tab_browser", "test_docs")
+"""What takes longest begins first, so that no worker is left alone with it at the end."""
+
+
+def unit_of(nodeid: str) -> str:
+    """What one worker does whole: a file, whose fixtures are made once; all golden tests, as they share trainings."""
+    path = PurePath(nodeid.partition("::")[0])
+    return "golden" if path.parent.name == "golden" else path.stem
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of pytest-xdist's workers each takes whole files; all golden tests go to one, as their trainings are shared."""
-    for item in items:
-        name = "golden" if item.path.parent.name == "golden" else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: LONG.index(unit) if (unit := unit_of(item.nodeid)) in LONG else len(LONG))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Units go to pytest-xdist's workers in their order.
+
+    (Its own groups, `--dist loadgroup`, are written into names that pytest 9.2 does not read any more: without a word
+    each test went to any worker, and most fixtures were made twice.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByUnit(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return unit_of(nodeid)
+
+    config.option.loadscopereorder = False  # it would order them by their number of tests
+    return ByUnit(config, log)
 
 
 def pytest_collection_finish() -> None:
