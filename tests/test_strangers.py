@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -17,7 +18,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 import isoflop
-from isoflop.flops import OBSERVED, FlopCounter
+from isoflop.flops import APART, OBSERVED, FlopCounter
 from models import tokens
 
 V, D, B, STEPS = 48, 16, 4, 7
@@ -573,6 +574,20 @@ def test_an_optimizer_that_has_the_loss_computed_several_times(times: int, tmp_p
     assert monitor.totals.flops_optimizer == counter.by_operator["aten.dot", "forward"]
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("how", ["script", "trace"])
+def test_a_model_of_torchscript(how: str, tmp_path: Path) -> None:
+    """Its class raises where it is asked for its `forward`."""
+    net = nn.Sequential(nn.Linear(20, D), nn.Tanh(), nn.Linear(D, 4))
+    net = torch.jit.script(net) if how == "script" else torch.jit.trace(net, torch.randn(B, 20))
+    _, step = updates(net, lambda i: net(torch.randn(B, 20)).square().mean())
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
+        for i in range(STEPS):
+            monitor.step(step(i), tokens=B)
+    assert monitor.totals.flops_known == STEPS * 2 * B * (2 * 20 * D + 3 * D * 4)  # the input needs no gradient
+    assert monitor.observer.costing.methods == {OBSERVED: ""} and not monitor.guard.aside
+
+
 def test_calls_of_parts_are_heard_from_the_second_step_on(tmp_path: Path) -> None:
     """A class with a `forward`, beside which the loop calls its parts."""
     net = nn.Sequential(nn.Linear(20, D), nn.Linear(D, 4))
@@ -732,6 +747,93 @@ def test_layers_whose_shapes_the_first_batch_tells(tmp_path: Path) -> None:
     assert not monitor.guard.aside
     parameters = monitor.observer.costing.parameters
     assert parameters is not None and parameters.non_embedding == V and parameters.total == 2 * D * V + V
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look
+@pytest.mark.parametrize("compiled", ["teacher", "student", "both"])
+@pytest.mark.parametrize("first", ["teacher", "student"])
+def test_compiled_calls_beside_what_is_observed(compiled: str, first: str, tmp_path: Path) -> None:
+    """Distillation with several lengths, micro-batches and an optimizer that multiplies."""
+
+    class Orthogonal(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:
+            grad = net.out.weight.grad
+            net.out.weight.sub_(1e-3 * (grad @ grad.mT) @ grad)
+            super().step()
+
+    Orthogonal.__module__ = "mine"
+
+    def begun(kind: str) -> tuple[nn.Module, Step]:
+        nonlocal net
+        torch.manual_seed(0)
+        torch._dynamo.reset()
+        net, teacher = Net(), Net(3).eval()
+        backend = import_module("torch._dynamo.testing").CompileCounterWithBackend("aot_eager")
+        student, tutor = (
+            torch.compile(part, backend=backend) if kind in (name, "both") else part
+            for name, part in (("student", net), ("teacher", teacher))
+        )
+        optimizer = Orthogonal(net.parameters(), lr=0.1)
+
+        def taught(ids: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                return tutor(ids).softmax(-1)
+
+        def step(i: int) -> torch.Tensor:
+            optimizer.zero_grad()
+            for part in range(2):
+                ids = ids_of(i + part, 8 + i % 2)
+                before = taught(ids) if first == "teacher" else None
+                logits = student(ids).flatten(0, 1)
+                target = taught(ids) if before is None else before
+                loss = F.cross_entropy(logits, target.flatten(0, 1))
+                loss.backward()
+            optimizer.step()
+            graphs.append(len(backend.graphs))
+            return loss.detach()
+
+        return student, step
+
+    net = Net()
+    graphs: list[int] = []
+    _, step = begun("nothing")
+    with FlopCounterMode(display=False) as counter:
+        for i in range(STEPS):
+            step(i)
+    _, step = begun(compiled)
+    alone = [step(i) for i in range(STEPS)], [*net.parameters()], graphs[STEPS:]
+    student, step = begun(compiled)
+    with isoflop.Monitor(student, record_dir=tmp_path, log_every=1) as monitor:
+        losses = []
+        for i in range(STEPS):
+            losses.append(step(i))
+            monitor.step(losses[-1])
+    torch._dynamo.reset()
+    assert monitor.totals.flops_known == monitor.totals.flops_hardware == counter.get_total_flops()
+    assert losses == alone[0] and all(map(torch.equal, net.parameters(), alone[1])) and graphs[2 * STEPS :] == alone[2]
+    assert set(monitor.observer.costing.methods) == {OBSERVED, APART} and not monitor.guard.aside
+    teacher = 2 * sum(B * n * (3 * (3 * D * D + 2 * n * D) + D * V) * 2 for n in (8 + i % 2 for i in range(STEPS)))
+    assert monitor.totals.flops_no_grad == teacher
+    assert monitor.totals.flops_optimizer == STEPS * 2 * 2 * V * V * D
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look
+def test_products_with_gradients_beside_a_compiled_model(tmp_path: Path) -> None:
+    """Their backward pass can't be observed beside that of compiled code: the record says that they are not counted."""
+    net = torch.compile(nn.Linear(D, D), backend="aot_eager")
+
+    def loss(i: int) -> torch.Tensor:
+        z = net(torch.randn(B, D))
+        return F.cross_entropy(z @ z.mT, torch.arange(B))
+
+    _, step = updates(net, loss)
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
+        for i in range(STEPS):
+            monitor.step(step(i), tokens=B)
+    torch._dynamo.reset()
+    assert monitor.totals.flops_known == STEPS * 2 * 2 * B * D * D
+    assert monitor.observer.costing.methods[APART].endswith("nothing beside")
 
 
 def test_an_optimizer_with_compiled_products(tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     method: str = "__call__"
+    gradients: bool = True
+    """Gradients are enabled."""
 
     @property
     def key(self) -> Signature:
@@ -423,14 +425,3 @@ def is_redirected(module: nn.Module) -> bool:
     """True if a call of the module runs its `training_step`: under DDP Lightning swaps it for `forward`."""
     # others swap it too (torch.compile's wrapper, autocast), and that is a forward pass
     return "_ForwardRedirection" in getattr(vars(module).get("forward"), "__qualname__", "")
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Whether a part of the model is in torch.compile's hands."""
-    return any(
-        "_orig_mod" in vars(module).get("_modules", ())
-        or vars(module).get("_compiled_call_impl") is not None
-        or vars(module).get("_compiler_ctx") is not None
-        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
-        for module in model.modules()
-    )

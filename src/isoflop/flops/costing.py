@@ -9,9 +9,11 @@ equal totals.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from isoflop.flops.calls import Call, Signature, Uncountable
 from isoflop.flops.cost import MAX_KNOWN, RecentMean, StepCost, first_matrix, joined
@@ -29,6 +31,7 @@ SHARE = 53
 """… and further ones, one in so many, in step with no period of a loop: to observe a step takes some tenths of its time
 more."""
 COMPILED_OPTIMIZER = "compiled code of the optimizer"
+BESIDE = "compiled calls; beside them the step is observed"
 APART_AT_MOST = 48
 """Shapes measured apart, .2 to 2 s each."""
 
@@ -314,8 +317,33 @@ class Costing:
             self._apart[key] = str(reason)
         else:
             self._apart[key] = measurement.flops
+            if self.methods.get(APART) == BESIDE:
+                del self.methods[APART]
             why = f"{self.blocked}; counted are the model's forward calls and their backward passes, nothing beside"
             self._use(APART, measurement.uses, measurement.without_formula, why)
+
+    def beside(self, call: Call) -> tuple[FlopCount, FlopCount] | None:
+        """FLOPs of a compiled call's forward and backward pass in a step that is observed; None: not to be had."""
+        operands = (*call.module.parameters(), *tree_leaves((call.args, call.kwargs)))
+        trained = tuple(bool(getattr(operand, "requires_grad", False)) for operand in operands)
+        inside = self.model is not None and any(call.module is module for module in self.model.modules())
+        root = self.model if inside and self.model is not None else call.module
+        found = []
+        for gradients in (False, True)[: 1 + call.gradients]:
+            key = (*call.key, gradients, trained)
+            known = self._apart.get(key)
+            if known is None and len(self._apart) < 2 * APART_AT_MOST and CAN_FORK:
+                try:
+                    measurement = measure_flops(root, [replace(call, gradients=gradients)])
+                except Uncountable as reason:
+                    known = self._apart[key] = str(reason)
+                else:
+                    known = self._apart[key] = measurement.flops
+                    self._use(APART, measurement.uses if inside else None, measurement.without_formula, BESIDE)
+            if not isinstance(known, FlopCount):
+                return None
+            found.append(known)
+        return found[0], found[-1] - found[0]
 
     def learn_calls(self, key: Signature, calls: Sequence[Call], problem: str | None) -> None:
         """These calls, which `measure` has seen, are all that a part of a step is known to compute."""

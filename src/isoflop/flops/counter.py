@@ -120,6 +120,12 @@ class FlopCounter(TorchDispatchMode):
     def interrupted(self) -> None:
         """An exception goes through a backward pass."""
 
+    def backward_begins(self) -> None:
+        """A backward pass, in this thread."""
+
+    def backward_ends(self) -> None:
+        """The end of one."""
+
     @property
     def count(self) -> FlopCount:
         """FLOPs so far."""
@@ -243,7 +249,10 @@ def unwatch_backward(counter: FlopCounter) -> None:
 
 def _run_backward(outputs: Any, gradients: Any, retains: Any, create_graph: bool, *args: Any, **kwargs: Any) -> Any:
     _create_graph.append(create_graph)
+    watching = list(_counters) if torch._C._current_graph_task_id() == -1 else []
     try:
+        for counter in watching:
+            counter.backward_begins()
         return _engine(outputs, gradients, retains, create_graph, *args, **kwargs)
     except BaseException:  # also Ctrl-C: a counter does not stay on behind a pass that ended so; raised on
         for counter in list(_counters):
@@ -251,6 +260,8 @@ def _run_backward(outputs: Any, gradients: Any, retains: Any, create_graph: bool
         raise
     finally:
         _create_graph.pop()
+        for counter in watching:
+            counter.backward_ends()
 
 
 def current_phase() -> Phase:

@@ -168,7 +168,8 @@ def _replay(written_out: bool, by_module: bool, model: nn.Module, call: Call) ->
         ):
             warnings.simplefilter("ignore")  # the live model has given the same warnings
             args, kwargs = metas((call.args, unpadded(call.kwargs)))
-            found = _count(Call(unwrap(call.module), args, kwargs, call.method), root, parameters, by_module)
+            meta = replace(call, module=unwrap(call.module), args=args, kwargs=kwargs)
+            found = _count(meta, root, parameters, by_module)
             drawn = RANDOM in values.decided or draws != _draws()
             return replace(found, in_turn=IN_TURN in values.decided, drawn=drawn)
     except Exception as error:  # whatever a user's forward may raise on meta: the reason goes into the record
@@ -206,7 +207,7 @@ def _count(call: Call, root: nn.Module, parameters: dict[str, nn.Parameter], by_
     if owner is not None:
         owner.attach(root)
     counter = FlopCounter(tracer, owner)
-    with eagerly(), torch.enable_grad(), counter:
+    with eagerly(), torch.set_grad_enabled(call.gradients), counter:
         forward_backward(call)
     uncounted = frozenset(counter.without_formula)
     return Measurement(counter.count, tracer.uses, uncounted, counter.by_operator, counter.by_module)
@@ -282,7 +283,7 @@ def _run(vocabulary: int, model: nn.Module, call: Call) -> Measurement:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(0)
             args, kwargs = (_random(part, vocabulary, device) for part in (call.args, call.kwargs))
-            call = Call(call.module, args, kwargs, call.method)
+            call = replace(call, args=args, kwargs=kwargs)
             # a GPU's backward pass runs in a thread with numbers of its own, which name no module
             return _count(call, model, dict(model.named_parameters()), by_module=device.type == "cpu")
     except Exception as error:  # whatever a user's forward may raise

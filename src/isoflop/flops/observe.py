@@ -29,12 +29,12 @@ from torch._subclasses import FakeTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from isoflop.flops.aside import COMPILED, StandsAside
 from isoflop.flops.attention import Reading
 from isoflop.flops.calls import INTERRUPTED_CALLS, Signature, frames
 from isoflop.flops.counter import (
     NOTHING,
     FlopCount,
-    FlopCounter,
     Phase,
     current_phase,
     unwatch_backward,
@@ -45,7 +45,6 @@ from isoflop.flops.parameters import Uses, UseTracer
 from isoflop.flops.plain_steps import Evaluated
 from isoflop.guard import pass_on
 
-COMPILED = "it is compiled, and what runs compiled shows no operators"
 GRAPH = "a CUDA graph shows no operators"
 FOREIGN = "another dispatch mode is on around the step"
 INFERENCE = "the step begins in inference mode"
@@ -74,7 +73,7 @@ class Segment(NamedTuple):
         return self.body + (self.head or NOTHING)
 
 
-class Observation(FlopCounter):
+class Observation(StandsAside):
     """Counts between `start()` and `stop()`, which may lie in different hooks of a trainer.
 
     Args:
@@ -116,7 +115,7 @@ class Observation(FlopCounter):
         self._first_node = 0
         self.over = False
         """Nothing is counted any more."""
-        self._thread, self._on = get_ident(), False
+        self._thread = get_ident()
         self._handling = 0  # operators under way, one inside the other
         self._since = 0  # operators since the last forward call
 
@@ -239,7 +238,7 @@ class Observation(FlopCounter):
         return _of_optimizer(self._optimizer)
 
     def _now(self) -> FlopCount:
-        counted = replace(self.count, no_grad=self._no_grad, optimizer=self._optimizer)
+        counted = replace(self.count, no_grad=self._no_grad, optimizer=self._optimizer) + self.apart
         return counted - self.evaluated.unused() if self.evaluated.calls else counted
 
     def _give_up(self, problem: str, for_good: bool = False) -> None:
@@ -271,15 +270,27 @@ class Observation(FlopCounter):
         """Code that is compiled, or compiles (`COMPILED`), a CUDA graph or threads (`THREADS`) are about to run."""
         self._give_up(kind, for_good=True)
 
-    def meets_compiled(self) -> None:
-        """Compiled code is about to run; of an optimizer, what came before it is counted."""
+    def meets_compiled(self, frame: FrameType) -> None:
+        """Compiled code is about to run, in this frame; of an optimizer, what came before it is counted."""
         if not (self._optimizers and self._backward and not self._closure):
-            self.meets(COMPILED)
+            if self._backward and self._after is None and torch._C._current_graph_task_id() == -1:
+                self._after = self._now()
+            if not self.over and not self.stands_aside(frame):
+                self.meets(COMPILED)
         elif not self.over:
             self.unseen = [optimizer for optimizer in [self._multiplies] if optimizer is not None]
             self._close(self._now())
             self.leave()
             self._sees_steps = register_optimizer_step_pre_hook(self._steps_unseen)
+
+    def follow(self, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """What follows from a call in evaluation mode is a part of the step if it leads up to a loss."""
+        if self.evaluated.calls:
+            self._called += self.evaluated.follow(packet, args, kwargs, out)  # it led up to the forward call
+
+    def had_backward(self) -> None:
+        """A backward pass that was not observed is over."""
+        self._backward, self._closure, self._after, self._on_operator = True, False, self._now(), None
 
     def _steps_unseen(self, optimizer: Any, *_: Any) -> None:
         if _may_multiply(optimizer):
@@ -320,8 +331,11 @@ class Observation(FlopCounter):
         if self.problem is not None or (formula is not None and isinstance(out, FakeTensor)):
             return  # (DTensors ask fake ones for a result's shape)
         phase = current_phase()
-        if phase == "forward" and self.evaluated.calls:
-            self._called += self.evaluated.follow(packet, args, kwargs, out)  # it led up to the forward call
+        if phase == "forward":
+            self.follow(packet, args, kwargs, out)
+            if formula is not None and not self.multiplies_with_gradients:
+                of_graph = torch.is_grad_enabled() and any(getattr(arg, "requires_grad", False) for arg in args)
+                self.multiplies_with_gradients = of_graph or self._differentiable > 0
         if phase != "forward":
             self._recomputed = self._recomputed or phase == "recomputed"
             self._backward, self._closure, self._after, self._on_operator = True, False, None, None
@@ -417,6 +431,7 @@ def _look_around() -> None:
         (torch.cuda.CUDAGraph, "replay", lambda replay: _around(replay, lambda o: o.meets(GRAPH))),
         (torch if compiler is None else None, "compile", lambda f: _around(f, lambda o: o.meets(COMPILED))),
         (compiler, "_is_skip_guard_eval_unsafe_stance", _running_compiled),
+        (compiler, "_maybe_set_eval_frame", _setting_callback),
     ):
         original = getattr(home, "__dict__", {}).get(name)
         if original is not None:
@@ -474,10 +489,19 @@ def _applying(original: Any) -> Any:
 def _running_compiled(original: Any) -> Any:
     def stance() -> Any:  # what dynamo's wrapper asks before it looks at the dispatcher's state
         for observation in _here() if _is_compiled(sys._getframe(1)) else ():
-            observation.meets_compiled()
+            observation.meets_compiled(sys._getframe(1))
         return original()
 
     return stance
+
+
+def _setting_callback(original: Any) -> Any:
+    def setting(callback: Any) -> Any:  # its end is over before the callback is set
+        for observation in _here():
+            observation.sets_callback(sys._getframe(1))
+        return original(callback)
+
+    return setting
 
 
 def _of_optimizer(flops: int) -> FlopCount:

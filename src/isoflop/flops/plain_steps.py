@@ -97,7 +97,7 @@ class PlainSteps:
     def in_plain_loop(self: Any, model: nn.Module, forward: Before) -> Callable[[], None]:
         """Call `forward` ahead of each training call of `model`. Returns the function that ends it."""
         self._plain = self._computes = True
-        if self.model is not None and type(self.model).forward is nn.Module.forward:  # a container
+        if getattr(type(self.model), "forward", None) is nn.Module.forward:  # a container (TorchScript raises there)
             self._hear_parts()
         return watch(model, forward, None, self.evaluates, self.computes)
 

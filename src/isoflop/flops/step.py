@@ -15,14 +15,13 @@ from isoflop.flops.calls import (
     OutermostCalls,
     Signature,
     described,
-    is_compiled,
     is_opaque,
     signature,
 )
 from isoflop.flops.cost import MAX_KNOWN, first_matrix, joined
 from isoflop.flops.costing import Costing
 from isoflop.flops.counter import FlopCount
-from isoflop.flops.observe import COMPILED, Observation
+from isoflop.flops.observe import Observation
 from isoflop.flops.parameters import Gradients, UseTracer, unwrap
 from isoflop.flops.plain_steps import PlainSteps
 from isoflop.flops.tokens import (
@@ -289,22 +288,23 @@ class StepObserver(PlainSteps):
         costing = self.costing
         if not self._looked and costing.blocked is None:
             self._looked = True
-            if self._given is not None and is_compiled(self._given):
-                as_a_whole = vars(self._given).get("_compiler_ctx") is not None
-                self._block(OF_LIGHTNING if as_a_whole else COMPILED)
+            if self._given is not None and vars(self._given).get("_compiler_ctx") is not None:
+                self._block(OF_LIGHTNING)
         if not costing.observes or self.observation is not None:
             return
         # a check of what is known must not wait for the device
         observation = Observation(whole, self._tracer_of(given), reads=not whole or given is not None or costing.unsure)
         self.observation = observation  # before it begins and until it has ended: Ctrl-C in between must find it
         if observation.start():
-            observation.blocked = self._blocked
+            observation.blocked, observation.measure = self._blocked, self._beside
             return
+        self._blocked()
         self.observation = None
-        if observation.for_good:
-            self._block(observation.problem or "")
-        else:
-            costing.problem = observation.problem or costing.problem
+        costing.problem = observation.problem or costing.problem
+
+    def _beside(self, call: Call) -> tuple[FlopCount, FlopCount] | None:
+        with self._clock.phase("measuring"):  # which may take seconds
+            return self.costing.beside(call)
 
     def _tracer_of(self, given: Any) -> UseTracer | None:
         """Of the parameters' uses, in the first step whose inputs are known."""
