@@ -139,7 +139,7 @@ class Refusal(str, Enum):
     STUCK = (
         "loss not falling",
         "The loss is {now:.3f} nats after {then:.3f} around step {since:,.0f}: of a curve so flat the end cannot be "
-        "forecast.",
+        "forecast. Forecasts resume when it falls clearly.",
     )
     DRIFTED = (
         "forecast has moved",
