@@ -208,7 +208,7 @@ def histories(console: Console, runs: list[LossCurve]) -> None:
     with its standard error, over runs that have a forecast in both.
     """
     chosen = priors_for(runs, "leave-one-organisation-out")
-    heads = (f"{100 * float(k):.0f}%: error  cov  spoke  n  score" for k in GOALS)
+    heads = (f"{100 * float(k):.0f}%: error cov spoke score" for k in GOALS)
     table = Table("set", "own runs", *heads, title="history")
     rng = np.random.default_rng(0)
     for dataset in sorted({run.dataset for run in runs}):
@@ -220,7 +220,7 @@ def histories(console: Console, runs: list[LossCurve]) -> None:
         for other in sorted({run.organisation for run in runs} - {members[0].organisation}):
             foreign = [run for run in runs if run.organisation == other]
             foreign = [foreign[i] for i in rng.permutation(len(foreign))]
-            histories |= {f"4 and 4 of {other}": own[:4] + foreign[:4], f"8 of {other}": foreign[:8]}
+            histories |= {f"4 + 4 {other}": own[:4] + foreign[:4], f"8 {other}": foreign[:8]}
         none: dict[tuple[str, float], float] = {}
         for known, history in histories.items():
             priors = learn_priors([replace(run, organisation="own") for run in history], base)
@@ -231,8 +231,9 @@ def histories(console: Console, runs: list[LossCurve]) -> None:
             cells = []
             for k in fractions:
                 away = [score - none[key] for key, score in scores.items() if key[1] == k and key in none]
-                against = f"{np.mean(away):+.2f} ± {np.std(away) / len(away) ** 0.5:.2f}" if away else "–"
-                cells.append(f"{_cell([s for s in scored if s[1] == k])}  {against}")
+                worth = f"{np.mean(away):+.2f}±{np.std(away) / len(away) ** 0.5:.2f}" if any(away) else ""
+                error, *held = _cell([s for s in scored if s[1] == k]).split()[:3]
+                cells.append("  ".join([error.split("/")[0], *held, worth]))
             table.add_row(dataset if known == "0" else "", known, *cells)
     console.print(table)
 
