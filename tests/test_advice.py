@@ -302,6 +302,15 @@ step 10,000.
   Numbers: learning rate at the end over its peak = 100%.""",
     ),
     (
+        schedule,
+        {"rates": LrPlan(np.array([0, 20_000.0]), np.array([0, 1e-3]))},
+        Severity.WARNING,
+        """The learning rate still rises at the planned end, step 10,000: the warm-up is longer than the run.
+  Do: end the warm-up in the first tenth of the run and the decay with it; nothing, if rates are tried out.
+  Based on: the trainer's schedule; Hoffmann et al. 2022, appendix B.
+  Numbers: learning rate at the end over its peak = 100%.""",
+    ),
+    (
         hardware,
         {"speeds": [1e5] * 8 + [6e4, 5e4, 6e4, 6e4, 5e4], "best_speed": 1e5},
         Severity.WARNING,

@@ -27,7 +27,7 @@ from isoflop.live import advice as advising
 from isoflop.record import Point, RecordLog, Task, read_runs
 from isoflop.transformers import IsoFLOPCallback
 from tiny import Rows, TinyLM, batches, model
-from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_trainer
+from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_trainer, plain_loop
 from workers import run as on_ranks
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
@@ -104,7 +104,7 @@ def test_a_healthy_run_prints_three_lines(
             assert {advice.reason for advice in monitor.advice} == {Reason.FRONTIER}
     finally:
         logging.getLogger("isoflop").setLevel(logging.NOTSET)
-    assert not [r for r in caplog.records if "no datasheet peak" not in r.getMessage()]
+    assert not caplog.records
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if not line.startswith("step ")]
     assert len(lines) <= 3, lines
@@ -115,6 +115,23 @@ def test_a_healthy_run_prints_three_lines(
     fine = "size (20 tokens per parameter), learning rate (peak 0.001), loss (no divergence, no plateau)"
     batch = "batch (the gradient noise scale was not measured (docs/noise-scale.md says how))"
     assert f"Verdict: fine: {fine}; target of 2.900 reached: 2.773; not judged: {batch}." in printed
+
+
+def test_a_loop_on_one_device_prints_three_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No peak of a CPU, no noise scale of one micro-batch, no forecast of so few steps: none has a line of its own."""
+    net, logger = model(), logging.getLogger("isoflop")
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    logger.setLevel(logging.INFO)
+    try:
+        with isoflop.Monitor(net, optimizer=optimizer, record_dir=tmp_path, log_every=4, total_steps=32) as monitor:
+            plain_loop(net, batches(Rows(4 * 32), 4), monitor=monitor, optimizer=optimizer)
+    finally:
+        logger.setLevel(logging.NOTSET)
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("step ")]
+    assert not caplog.records and len(lines) <= 3, lines
+    assert "has no parts to compare" in lines[0] and "the gradient noise scale was not measured" in lines[-1]
 
 
 def test_what_a_small_short_run_is_not_judged_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -333,7 +333,7 @@ def test_loss_scaling_is_divided_out(tmp_path: Path) -> None:
 def test_one_part_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, monitor = with_loop(model(), tmp_path, 1, {})
     out = capsys.readouterr().out
-    assert out.count("no gradient noise scale: one micro-batch a step on one device has no parts to compare.") == 1
+    assert out.count("AdamW; no gradient noise scale: one micro-batch a step on one device has no parts to") == 1
     assert monitor.noise.raw.count == 0 and "isoflop/b_simple_raw" not in monitor.scalars
     low, high = monitor.noise.critical.interval()
     assert monitor.noise.critical.source.startswith("prior") and high / low > 30  # far outside of what it was fitted to

@@ -7,6 +7,8 @@ the slow marker.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -23,22 +25,28 @@ def told(w: World, advice: Advice | Missing | None) -> bool | None:
     return advice.reason in RESIZE if isinstance(advice, Advice) else None
 
 
+def clear(w: World) -> list[set[Reason]]:
+    """What is clearly wrong with a world, each as the reasons of which one is due."""
+    large = 6 * w.N * w.D >= LEAST_FLOPS and w.epochs == 1  # as published sweeps, which are of single epochs
+    worthless = math.exp(-(w.epochs - 1) / w.worth_lasts) < 0.05  # the last token, seen again
+    return [RESIZE] * int(large and w.waste > 0.2) + [{Reason.EPOCHS}] * int(worthless)
+
+
 MANY = [("plain", 16), *(pytest.param(kind, 500, marks=pytest.mark.slow) for kind in KINDS)]
 
 
 @pytest.mark.parametrize(("kind", "worlds"), MANY)
 def test_advice_agrees_with_the_truth(kind: str, worlds: int) -> None:
     rng = np.random.default_rng(0)
-    verdicts, clear, spoke = [], 0, 0
+    verdicts: list[bool] = []
+    spoke: list[bool] = []
     for _ in range(worlds):
         w = world_of(kind, rng)
         said = live_through(w, rng)
         verdicts += [verdict for advice in said if (verdict := right(w, advice)) is not None]
-        large = 6 * w.N * w.D >= LEAST_FLOPS and w.epochs == 1  # of published sweeps, which are of single epochs
-        clear += large and w.waste > 0.2
-        spoke += large and w.waste > 0.2 and bool(RESIZE & {advice.reason for advice in said})
+        spoke += [bool(due & {advice.reason for advice in said}) for due in clear(w)]
     assert len(verdicts) > worlds / 2 and np.mean(verdicts) >= 0.95
-    assert spoke >= 0.6 * clear or kind == "muon"  # of other optimizers less is known
+    assert len(spoke) > worlds / 10 and np.mean(spoke) >= 0.6
 
 
 @pytest.mark.parametrize(("kind", "worlds"), MANY)
@@ -54,7 +62,7 @@ def test_at_the_optimum_nothing_is_said(kind: str, worlds: int) -> None:
 @pytest.mark.parametrize(("optimizer", "ratios"), [("adam", (10, 60)), ("muon", (7, 15))])
 def test_sizes_alone_in_many_worlds(optimizer: str, ratios: tuple[float, float]) -> None:
     rng = np.random.default_rng(2)
-    right_when_said, clear, at_optimum = [], [], []
+    right_when_said, clearly, at_optimum = [], [], []
     for _ in range(600):
         for best in (False, True):
             w = world(rng, at_optimum=best, ratios=ratios)
@@ -70,7 +78,7 @@ def test_sizes_alone_in_many_worlds(optimizer: str, ratios: tuple[float, float])
             if said:
                 right_when_said.append(right(w, advice))  # type: ignore[arg-type]
             if w.waste > 0.2:
-                clear.append(said)
+                clearly.append(said)
     assert np.mean(right_when_said) >= 0.99
-    assert optimizer == "muon" or np.mean(clear) >= 0.6  # of other optimizers less is known
+    assert np.mean(clearly) >= 0.6
     assert np.mean(at_optimum) >= 0.97

@@ -15,6 +15,7 @@ from isoflop.live import RunInfo, describe_task, vocabulary_of
 from isoflop.record import Task, read_runs, recognise, task_of, task_words
 
 GUESS = 'its first loss is 0.29 of ln V; if it is in bits per byte or the like, pass task="pretraining"'
+DIVIDED = "its first loss is 0.25 of ln V; or a loss divided by the 4 micro-batches twice"
 CAUSAL, MASKED = ["GPT2LMHeadModel"], ["BertForMaskedLM"]
 SEEN = [
     (["TrainingArguments", *CAUSAL], {"inputs": "input_ids"}, "scratch causal text"),
@@ -55,7 +56,7 @@ SEEN = [
     (["GKDTrainer", *CAUSAL], {}, "finetuning causal"),
     (["ActorModel", *CAUSAL], {"table": True}, "finetuning reinforcement text"),
     (["CriticModel"], {"table": True}, "finetuning reinforcement text"),
-    (["PolicyNet"], {"table": False}, "finetuning reinforcement other"),
+    (["PolicyNet"], {"table": False}, "scratch reinforcement other"),
     (["PreferenceModel"], {"table": True}, "finetuning preference text"),
     (["CrossEncoderTrainer", "BertForSequenceClassification"], {}, "scratch contrastive"),
     (["TripletNet"], {"table": False, "convolutions": True}, "scratch contrastive image"),
@@ -127,16 +128,28 @@ def test_families_of_optimizers(optimizers: list[str], family: str | None) -> No
         (Task(), (40.0, 50_000, 1.0), Task()),  # a bad initialisation
         (Task(), (-0.02, 50_000, 1.0), Task(loss="its first value, -0.02, is no cross-entropy of text")),  # a policy's
         (Task(), (None, None, None), Task()),
+        (Task(), (10.82, 50_000, 1.0, 4), Task()),  # the mean over four micro-batches
+        (Task(), (10.82 / 4, 50_000, 1.0, 4), Task(start="continued", guess=DIVIDED)),
     ],
 )
 def test_the_first_log_step_tells_more(task: Task, known: tuple[Any, ...], found: Task) -> None:
     assert task.seen(*known) == found
 
 
-@pytest.mark.parametrize(("first", "accumulate"), [(8 * 10.7, 8), (10.8 * 4096, None)])
-def test_a_sum_is_no_mean_over_tokens(first: float, accumulate: int | None) -> None:
-    found = Task().seen(first, 50_000, 1.0, accumulate)
-    assert "a sum" in found.loss and "nats per token" in found.unlike_pretraining
+@pytest.mark.parametrize(
+    ("first", "vocabulary", "accumulate", "odd"),
+    [
+        (8 * 10.7, 50_000, 8, "a sum over micro-batches"),
+        (10.8 * 1024, 50_000, None, "a sum"),
+        (8.02, 256, None, "log2 V, bits"),
+        (15.7, 50_000, None, "log2 V, bits"),
+        (238.0, 256, None, "about V, a perplexity"),
+        (54e3, 50_000, None, "about V, a perplexity"),
+    ],
+)
+def test_what_is_no_mean_in_nats_over_tokens(first: float, vocabulary: int, accumulate: int | None, odd: str) -> None:
+    found = Task().seen(first, vocabulary, 1.0, accumulate)
+    assert found.loss.endswith(f": {odd}") and "nats per token" in found.unlike_pretraining
     assert Task().differs(found).startswith("its loss is not in nats per token")
 
 

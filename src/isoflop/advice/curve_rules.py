@@ -44,7 +44,7 @@ EXPLODED, FAR, LASTS = 2.0, 10.0, 24
 """Times the first loss: of classes or tokens it is that of a model that knows nothing, and no healthy one comes to so
 much but for a few of the first steps; so it lies far above it, or above it for so many steps."""
 MAY_RISE = (
-    "nothing, if this loss may rise (an adversary's, of values whose targets grow, with a weight that grows; "
+    "nothing, if this loss may rise (a reward, an accuracy, an adversary's, of values whose targets grow; "
     "task= says what is trained); else "
 )
 HELD = 0.5

@@ -189,13 +189,9 @@ def _part(name: str, values: dict[str, float], own: float | None, unit: str = ""
 
 @rule("the schedule", anything, of_end=True, at_once=True, early=True)
 def schedule(run: Situation, thresholds: Thresholds) -> Advice | None:
-    """Cut off in the middle of its decay, over long before the end, or rising again after the decay."""
-    found = (
-        None
-        if run.rates is None or not run.total_steps
-        else _fault(run.rates, run.total_steps, thresholds.schedule_over)
-    )
-    if found is None:
+    """Cut off in the middle of its decay, over long before the end, rising again after it, or warming up to the end."""
+    plan, total = run.rates, run.total_steps
+    if plan is None or not total or not (found := _fault(plan, total, thresholds.schedule_over)):
         return None
     what, do, last = found
     numbers = (Quantity("learning rate at the end over its peak", last, "%"),)
@@ -237,6 +233,9 @@ def _fault(rates: LrPlan, total: int, over: float) -> tuple[str, str, float] | N
             f"{total - idle:,.0f} steps after it buy nothing."
         )
         do = f"set the schedule's length to {total:,} steps, or end the run there."
+    elif top == len(share) - 1 and before < 1 - FLAT:
+        what = f"The learning rate still rises at the planned end, step {total:,}: the warm-up is longer than the run."
+        do = "end the warm-up in the first tenth of the run and the decay with it; nothing, if rates are tried out."
     else:
         return None
     return what, do, last

@@ -164,12 +164,14 @@ class AdvicePart(Part):
         """Once in a process, however long it takes: the task and earlier runs."""
         self._started = True
         if self._said_task is None:
-            self._run.task = look_again(self._run.task, step, self._model, self._run.accumulate)
+            self._run.task = look_again(
+                self._run.task, step, self._model, self._run.accumulate or self._run.micro_batches
+            )
             self._said_task = self._run.task.as_dict()
             recipe = recipe_line(self._situation(step))
             optimizer = str(self._settings.get("class", ""))
             task = self._run.task.shown(optimizer if family_of([optimizer]) == self._run.task.optimizer else "")
-            self._run.tell(f"isoflop: {task}{'; ' + recipe if recipe else ''}.")
+            self._run.tell(f"isoflop: {'; '.join(filter(None, (task, recipe, *self._run.notes)))}.")
         self._read_history(self._options.fit_on or "train", self._run.run_id)
         self._run.draw(step.step, frontier_points(frontier_of(self.own.points)))
 

@@ -511,5 +511,5 @@ class Monitor(PlainLoop, Display):
     @hook("seeing the device", "MFU is unknown")
     def _see_device(self) -> None:
         device = self._device = model_device(self._model, self.run.dtype, self.options.peak_flops)
-        if device.peak is None and rank() == 0:
+        if device.peak is None and device.type != "cpu" and rank() == 0:  # nobody asks for a CPU's MFU
             self.guard.once(NO_PEAK, device.name, device.dtype)

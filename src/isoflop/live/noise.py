@@ -54,9 +54,8 @@ SPLIT_EVERY = 32
 """Of split steps, whose rounding differs: they must not depend on the clock."""
 
 ALONE = (
-    "no gradient noise scale: one micro-batch a step on one device has no parts to compare. Accumulate gradients, "
-    'train on several ranks, or pass noise_scale="split" (see docs/noise-scale.md); the critical batch shown is that '
-    "of published runs"
+    "no gradient noise scale: one micro-batch a step on one device has no parts to compare "
+    '(noise_scale="split": docs/noise-scale.md)'
 )
 UNSPLIT = (
     'no gradient noise scale: noise_scale="split" in a plain loop needs the batch to go through monitor.split: '
@@ -241,16 +240,21 @@ class Noise(Part):
         self._times.add(step, time.process_time(), self.armed)
         if self.armed:
             if self.option == "split" and self._run.framework == "loop" and batches == 1 and not was_split:
-                self._miss(UNSPLIT, world_size() == 1)
+                self._unmeasured += world_size() == 1
+                if self._unmeasured == MIN_STEPS:
+                    self._say(UNSPLIT)
             given = weight(tokens) if isinstance(tokens, TokenCount) else tokens
             self._take(step, None if given is None else float(given))
             if was_split:
                 self._by_tokens = True
         if self._expected is None or batches != self.forwards:
-            self._expected = self.forwards = batches  # until a measured step shows how many were backward
+            self._expected = self.forwards = self._run.micro_batches = (
+                batches  # until a measured step shows how many were backward
+            )
         alone = batches > 0 and world_size() == 1 and self._expected < 2 and self.option != "split"
         if alone:
-            self._miss(ALONE)
+            self._unmeasured += 1
+            self._run.notes = [ALONE] if self._unmeasured >= MIN_STEPS else []
         elif batches and len(self._waiting) < MAX_WAITING and self.cadence.due(step + 1):
             self._arm()
         self._sleep(step, math.inf if alone and self._unmeasured >= MIN_STEPS else 0)
@@ -259,11 +263,6 @@ class Noise(Part):
         """Until two steps before the next that may be measured: of these the first is timed, too."""
         every = self.cadence.every
         self.next_step = max(least, step + 1, (step // every + 1) * every - 2)
-
-    def _miss(self, why: str, counts: bool = True) -> None:
-        self._unmeasured += counts
-        if self._unmeasured == MIN_STEPS:
-            self._say(why)
 
     def _arm(self) -> None:
         assert self._source is not None

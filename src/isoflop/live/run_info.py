@@ -78,6 +78,8 @@ class RunInfo:
         label_smoothing: of the trainer's loss.
         task: what is trained, as it was recognised.
         grad_scaler: AMP's scaler of the loss.
+        micro_batches: of a step, as they are counted; None: they are not.
+        notes: what is not measured, for the line of the run's start.
         say: prints the terminal's line.
         guard: what has stepped aside.
     """
@@ -106,6 +108,8 @@ class RunInfo:
     data: str | None = None
     trainer: tuple[str, ...] = ()
     label_smoothing: float = 0.0
+    micro_batches: int | None = None
+    notes: list[str] = field(default_factory=list)
     task: Task = field(default_factory=Task)
     guard: Guard = field(default_factory=Guard)
     sinks: list[Sink] = field(default_factory=list)

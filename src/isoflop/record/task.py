@@ -77,6 +77,8 @@ LEAST_VOCABULARY = 256
 NEAR, SUM = 0.15, 100.0
 """How near the first loss over ln V is to the number of micro-batches where losses were summed over them; and from
 which on it is a sum, whatever of: models of a bad initialisation begin at some tens."""
+BITS, PERPLEXITY = 0.02, (0.5, 3.0)
+"""How near the first loss is to log₂ V where it is in bits; and between which multiples of V it is a perplexity."""
 PREDICTED = 0.6
 """Of the tokens: pretraining predicts them all; fewer are a mask, or prompts that are left out."""
 PLAIN = "nats per token"
@@ -187,18 +189,26 @@ class Task:
         language = self.objective in (None, *LANGUAGE)
         if first_loss is None or not language or self.loss != PLAIN or (vocabulary or 0) < LEAST_VOCABULARY:
             return found
-        share = first_loss / math.log(vocabulary or 0)
+        share, parts = first_loss / math.log(vocabulary or 0), accumulate or 1
         if share < NOTHING and not self.tuned and "start" not in self.given:
             return replace(found, loss=f"its first value, {first_loss:.3g}, is no cross-entropy of text")
-        if share < KNOWS and not self.tuned and "start" not in self.given:
-            guess = (
-                f'its first loss is {share:.2g} of ln V; if it is in bits per byte or the like, pass task="pretraining"'
+        divided = parts > 1 and abs(share * parts - 1) < NEAR
+        if (share < KNOWS or divided) and not self.tuned and "start" not in self.given:
+            twice, bytes_ = (
+                f"or a loss divided by the {parts} micro-batches twice",
+                "if it is in bits per byte or the like",
             )
-            return replace(found, start="continued", guess=guess)
-        summed = (accumulate or 1) > 1 and abs(share / (accumulate or 1) - 1) < NEAR
-        if summed or share > SUM:
-            what = f"its first value, {first_loss:.3g}, is {share:.3g} times ln V, the loss of an untrained model"
-            return replace(found, loss=f"{what}{': a sum over micro-batches' if summed else ': a sum'}")
+            other = twice if divided else f'{bytes_}, pass task="pretraining"'
+            return replace(found, start="continued", guess=f"its first loss is {share:.2g} of ln V; {other}")
+        what = f"its first value, {first_loss:.3g}, is {share:.3g} times ln V, the loss of an untrained model"
+        for odd, holds in (
+            ("a sum over micro-batches", parts > 1 and abs(share / parts - 1) < NEAR),
+            ("log2 V, bits", abs(share * math.log(2) - 1) < BITS),
+            ("about V, a perplexity", PERPLEXITY[0] < first_loss / (vocabulary or 1) < PERPLEXITY[1]),
+            ("a sum", share > SUM),
+        ):
+            if holds:
+                return replace(found, loss=f"{what}: {odd}")
         return found
 
     def having(self, **found: Any) -> Task:
@@ -282,9 +292,8 @@ def recognise(
     elif modality is None and table is not None:
         modality = "text" if table else "image" if convolutions else "other"
     words: dict[str, Any] = dict(given or {})
-    tuned = words.get("objective", objective) in ("preference", "reinforcement") or any(
-        re.search(_TUNING, name) for name in names
-    )
+    trained = ("preference", "reinforcement") if modality in (None, "text") else ("preference",)  # others' policies not
+    tuned = words.get("objective", objective) in trained or any(re.search(_TUNING, name) for name in names)
     start = "adapter" if adapter else "finetuning" if tuned or frozen >= FROZEN or (loaded or 0.0) >= LOADED else None
     found = Task(
         start=start or "scratch",
