@@ -180,6 +180,12 @@ class Tied(nn.Module):
         self.head = nn.Linear(8, 300, bias=False)
 
 
+def test_weights_that_are_frozen_are_named_as_the_reason() -> None:
+    """A model from scratch may have some, too: fixed embeddings."""
+    assert str(recognise(CAUSAL, frozen=0.3)).startswith("fine-tuning (30% of its weights are frozen): causal")
+    assert "frozen" not in str(recognise(CAUSAL, frozen=0.3, given=task_words("scratch")))
+
+
 def test_frozen_sinusoids_are_no_fine_tuning() -> None:
     net = Tied()
     optimizers = [torch.optim.SGD([net.head.weight], 0.1), torch.optim.AdamW([net.wte.weight])]

@@ -294,6 +294,7 @@ def recognise(
     words: dict[str, Any] = dict(given or {})
     trained = ("preference", "reinforcement") if modality in (None, "text") else ("preference",)  # others' policies not
     tuned = words.get("objective", objective) in trained or any(re.search(_TUNING, name) for name in names)
+    part = frozen >= FROZEN and (loaded or 0.0) < LOADED and not tuned and not adapter
     start = "adapter" if adapter else "finetuning" if tuned or frozen >= FROZEN or (loaded or 0.0) >= LOADED else None
     found = Task(
         start=start or "scratch",
@@ -302,6 +303,7 @@ def recognise(
         optimizer=family_of(optimizers),
         experts=experts,
         loss=f"labels are smoothed by {smoothing:g}" if smoothing else PLAIN,
+        guess=f"{frozen:.0%} of its weights are frozen" if part and "start" not in words else "",
     )
     return replace(found, **words, given=tuple(words))
 
