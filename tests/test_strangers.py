@@ -819,20 +819,24 @@ def test_compiled_calls_beside_what_is_observed(compiled: str, first: str, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look
-def test_products_with_gradients_beside_a_compiled_model(tmp_path: Path) -> None:
-    """Their backward pass can't be observed beside that of compiled code: the record says that they are not counted."""
-    net = torch.compile(nn.Linear(D, D), backend="aot_eager")
+@pytest.mark.parametrize("what", ["similarities", "gradient penalty"])
+def test_what_can_not_be_observed_beside_a_compiled_model(what: str, tmp_path: Path) -> None:
+    """Products with gradients, and gradients of gradients: the record says that they are not counted."""
+    net = torch.compile(nn.Linear(D, D), backend="eager")
 
     def loss(i: int) -> torch.Tensor:
-        z = net(torch.randn(B, D))
-        return F.cross_entropy(z @ z.mT, torch.arange(B))
+        x = torch.randn(B, D, requires_grad=True)
+        z = net(x)
+        if what == "similarities":
+            return F.cross_entropy(z @ z.mT, torch.arange(B))
+        return z.mean() + torch.autograd.grad(z.square().sum(), x, create_graph=True)[0].norm()
 
     _, step = updates(net, loss)
     with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
         for i in range(STEPS):
             monitor.step(step(i), tokens=B)
     torch._dynamo.reset()
-    assert monitor.totals.flops_known == STEPS * 2 * 2 * B * D * D
+    assert monitor.totals.flops_known == STEPS * 3 * 2 * B * D * D
     assert monitor.observer.costing.methods[APART].endswith("nothing beside")
 
 

@@ -104,10 +104,10 @@ class StandsAside(FlopCounter):
     def follow(self, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """What was computed of what."""
 
-    def backward_begins(self) -> None:
+    def backward_begins(self, create_graph: bool) -> None:
         """Compiled code of it must not meet the mode."""
         if self._differentiates and not self.over and self._is_on_top():
-            if self.multiplies_with_gradients:
+            if self.multiplies_with_gradients or create_graph:  # (a gradient's gradient is not measured)
                 self.meets(COMPILED)
             else:
                 self._aside = True

@@ -120,7 +120,7 @@ class FlopCounter(TorchDispatchMode):
     def interrupted(self) -> None:
         """An exception goes through a backward pass."""
 
-    def backward_begins(self) -> None:
+    def backward_begins(self, create_graph: bool) -> None:
         """A backward pass, in this thread."""
 
     def backward_ends(self) -> None:
@@ -252,7 +252,7 @@ def _run_backward(outputs: Any, gradients: Any, retains: Any, create_graph: bool
     watching = list(_counters) if torch._C._current_graph_task_id() == -1 else []
     try:
         for counter in watching:
-            counter.backward_begins()
+            counter.backward_begins(create_graph)
         return _engine(outputs, gradients, retains, create_graph, *args, **kwargs)
     except BaseException:  # also Ctrl-C: a counter does not stay on behind a pass that ended so; raised on
         for counter in list(_counters):
