@@ -99,6 +99,16 @@ def test_a_loss_that_does_not_fall_is_stuck(level: float) -> None:
         assert silent(fed(dataclasses.replace(run, loss=level + early + noise), fraction)).reason is Refusal.STUCK
 
 
+def test_after_an_early_shelf_forecasts_resume_as_the_line_says() -> None:
+    """Small models learn how often tokens come, stay there for a while, and go on."""
+    run = Planted().run(LrPlan.cosine(6000, 1e-3, 100))
+    shelf = dataclasses.replace(run, loss=np.where(run.steps < 900, run.loss[run.steps < 900][-1], run.loss))
+    reason = silent(fed(shelf, 0.15))
+    assert reason.reason is Refusal.STUCK and "resume" in reason.message
+    found = fed(shelf, 0.8).forecast(run.plan)
+    assert isinstance(found, Forecast) and found.low < run.final < found.high
+
+
 def test_a_forecast_far_from_an_earlier_one_is_none() -> None:
     """A slow divergence from half time on: the loss bends up by 5% until the end, and never jumps."""
     run = Planted().run(LrPlan.constant(20_000, 1e-3, 400))
