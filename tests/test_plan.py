@@ -6,6 +6,7 @@ import csv
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -289,6 +290,10 @@ def regret(profile: Columns, N: float) -> float:
     return float(100 * np.expm1(log_loss - curve(np.linspace(x[0], x[-1], 20_001)).min()))
 
 
+def slow(*case: object) -> Any:
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 def regrets(config: str, budgets: int, starts: int = 4) -> dict[str, list[float]]:
     """Own runs at so many budgets of the smallest; the largest planned."""
     data = porian(config)
@@ -310,21 +315,11 @@ def regrets(config: str, budgets: int, starts: int = 4) -> dict[str, list[float]
     ("config", "budgets", "best", "known"),
     [  # medians over the four smallest budgets, or pairs of neighbours; % of loss
         (TUNED, 1, "own", {"20:1": 0.113, "own": 0.049, "raw 3": 4.106}),
-        (TUNED, 2, "own", {"20:1": 0.113, "own": 0.101, "raw 2": 3.582, "raw 3": 0.726}),
-        (TUNED_ATTENTION, 1, "own", {"20:1": 0.330, "own": 0.136, "raw 3": 2.730}),
-        (
-            "rw/tuned/short/const/attention/train",
-            2,
-            "own",
-            {"20:1": 0.330, "own": 0.083, "raw 2": 0.213, "raw 3": 1.789},
-        ),
+        slow(TUNED, 2, "own", {"20:1": 0.113, "own": 0.101, "raw 2": 3.582, "raw 3": 0.726}),
+        slow(TUNED_ATTENTION, 1, "own", {"20:1": 0.330, "own": 0.136, "raw 3": 2.730}),
+        (TUNED_ATTENTION, 2, "own", {"20:1": 0.330, "own": 0.083, "raw 2": 0.213, "raw 3": 1.789}),
         (CHINCHILLA_WARMUP, 1, "20:1", {"20:1": 0.024, "own": 0.060, "raw 3": 6.622}),
-        (
-            "rw/base/short/chinchilla/standard/val",
-            2,
-            "20:1",
-            {"20:1": 0.024, "own": 0.056, "raw 2": 0.545, "raw 3": 2.570},
-        ),
+        slow(CHINCHILLA_WARMUP, 2, "20:1", {"20:1": 0.024, "own": 0.056, "raw 2": 0.545, "raw 3": 2.570}),
     ],
 )
 def test_regret_of_advice(config: str, budgets: int, best: str, known: dict[str, float]) -> None:
