@@ -65,8 +65,11 @@ def test_compute_that_an_import_took_for_6nd_is_not_called_measured():
     measured, bare = planted_run("a", 1e8, 2e9), without(planted_run("c", 1e8, 2e9), "N")
     by_formula = replace(planted_run("b", 1e8, 2e9), counting={"method": "imported: 6·N·tokens, N non-embedding"})
     unknown = replace(bare, points=tuple(replace(point, flops=None) for point in bare.points))
-    made = study([measured, by_formula, unknown], convention="total")
-    assert FIGURES["loss-flops"](made).x.label == "training compute C, measured (6·N·D for 1 of 2 runs)"
+    # records say it by a value, whatever the words are; those of earlier versions by words alone
+    named = {"method": "column '6·N·tokens', as logged", "six_nd": False}
+    by_value = replace(planted_run("d", 1e8, 2e9), counting={"method": "imported: the sizes", "six_nd": True})
+    made = study([replace(measured, counting=named), by_formula, by_value, unknown], convention="total")
+    assert FIGURES["loss-flops"](made).x.label == "training compute C, measured (6·N·D for 2 of 3 runs)"
 
 
 def test_the_end_of_a_run_without_its_steps_is_no_point_of_a_curve():

@@ -376,8 +376,11 @@ class RunCurve:
     @property
     def is_measured(self) -> bool:
         """True if its FLOPs were counted; False where they are unknown, or 6·N times its tokens."""
-        by = self.run.counting.get("method")
-        return bool(np.isfinite(self.flops).any()) and "6·N·" not in str(by)
+        counting = self.run.counting
+        by_size = counting.get("six_nd")
+        if not isinstance(by_size, bool):  # records of earlier versions say it in words
+            by_size = "6·N·" in str(counting.get("method"))
+        return bool(np.isfinite(self.flops).any()) and not by_size
 
     def size(self, convention: str) -> float | None:
         """N of a convention; None: unknown."""

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from torch import nn
 
 from isoflop.flops.device import Device
+from isoflop.flops.operators import SIX_ND
 from isoflop.flops.parameters import original_class, unwrap
 from isoflop.flops.step import StepObserver
 from isoflop.flops.totals import world_size
@@ -341,6 +342,7 @@ def describe_counting(observer: StepObserver) -> dict[str, Any]:
         "uncounted": sorted(observer.costing.uncounted),
         "convention": CONVENTION,
         "flops_per_token": observer.costing.flops_per_token,
+        "six_nd": SIX_ND in observer.costing.methods,
     }
 
 

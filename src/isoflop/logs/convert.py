@@ -176,6 +176,7 @@ def _run_of(
             "method": f"imported: {counts.how.get('flops', 'FLOPs unknown')}",
             "convention": CONVENTION,
             "flops_per_token": counts.flops_per_token,
+            "six_nd": counts.six_nd,
         },
         loss_units=dict(losses.units),
         extra={"imported": imported},

@@ -47,6 +47,7 @@ class ModelSize:
     takes_tokens: bool = True  # its main input is token ids; else Hugging Face's total_flos counts pixels or frames
     flops_per_token: float | None = None  # of a training step at a sequence length, where one was given
     flops_method: str | None = None
+    six_nd: bool = False  # these FLOPs are 6·N a token
 
 
 SizeOf = Callable[[str | Mapping[str, Any], int | None], ModelSize]
@@ -64,6 +65,7 @@ class Counts:
     flops: Count | None = None  # of the model
     flops_6nd: Count | None = None  # 6·N·tokens with N non-embedding
     flops_per_token: float | None = None
+    six_nd: bool = False  # the FLOPs are 6·N a token, not counted
     how: dict[str, str] = field(default_factory=dict)  # in words, by quantity
     hint: str = ""  # the part of what the tokens need that the log does hold
 
@@ -114,8 +116,8 @@ def counts_of(logged: Logged, answers: Answers, size_of: SizeOf | None, problems
     counts.flops_6nd = logged.count("isoflop/flops_6nd")
     if counts.flops_6nd is None and counts.tokens is not None and body:
         counts.flops_6nd = scaled(counts.tokens, 6 * body)
-    for flops, each, how in _flop_counts(logged, answers, size, counts):
-        counts.flops, counts.flops_per_token, counts.how["flops"] = flops, each, how
+    for way in _flop_counts(logged, answers, size, counts):
+        counts.flops, counts.flops_per_token, counts.how["flops"], counts.six_nd = way
         break
     return counts
 
@@ -355,25 +357,26 @@ def _of_settings(
 
 def _flop_counts(
     logged: Logged, answers: Answers, size: ModelSize | None, counts: Counts
-) -> Iterator[tuple[Count, float | None, str]]:
-    """Ways to the FLOPs by step, with FLOPs per token where known and the source; the most reliable first."""
+) -> Iterator[tuple[Count, float | None, str, bool]]:
+    """Ways to the FLOPs by step, the best first: FLOPs per token where known, the source, and whether it is 6·N."""
     tokens, given = counts.tokens, answers.flops_per_token
     if given is not None and tokens is not None:
-        yield scaled(tokens, given), given, "flops_per_token, given"
+        yield scaled(tokens, given), given, "flops_per_token, given", False
     if (own := logged.count("isoflop/flops")) is not None:
-        yield own, None, OWN
+        yield own, None, OWN, False
     for name in logged.best("flops"):
         if (seen := logged.count(name)) is not None and not _no_count(logged, name):
-            yield seen, None, f"{name}, as logged"
+            yield seen, None, f"{name}, as logged", False
     if size is not None and size.flops_per_token is not None and tokens is not None:
-        yield scaled(tokens, size.flops_per_token), size.flops_per_token, f"config.json, {size.flops_method}"
+        each = size.flops_per_token
+        yield scaled(tokens, each), each, f"config.json, {size.flops_method}", size.six_nd
     if logged.total_flos and (tokens is not None or (size is not None and size.takes_tokens)):
-        yield _like_tokens(logged, tokens), None, "Hugging Face's total_flos, 6·N·tokens without attention"
+        yield _like_tokens(logged, tokens), None, "Hugging Face's total_flos, 6·N·tokens without attention", True
     if counts.flops_6nd is not None:
-        yield counts.flops_6nd, None, "6·N·tokens, N non-embedding"
+        yield counts.flops_6nd, None, "6·N·tokens, N non-embedding", True
     for which, name in (("active", "active"), ("in total", "total")):  # of experts what a token passes through
         if tokens is not None and (size_ := counts.parameters.get(name)):
-            yield scaled(tokens, 6 * size_), None, f"6·N·tokens, N {which}"
+            yield scaled(tokens, 6 * size_), None, f"6·N·tokens, N {which}", True
 
 
 def _like_tokens(logged: Logged, tokens: Count | None) -> Count:
@@ -399,6 +402,7 @@ def _counted(text: str, length: int | None) -> ModelSize:
     from isoflop.flops.calls import Uncountable
     from isoflop.flops.count import count_measured
     from isoflop.flops.inputs import candidate_calls
+    from isoflop.flops.operators import SIX_ND
     from isoflop.flops.parameters import count_parameters
 
     with redirect_stdout(stderr), warnings.catch_warnings():
@@ -423,6 +427,7 @@ def _counted(text: str, length: int | None) -> ModelSize:
             takes_tokens=takes,
             flops_per_token=None if flops is None or not length else flops / length,
             flops_method=f"{counted.method}, at {length} tokens a sequence" if counted and length else None,
+            six_nd=counted is not None and counted.method == SIX_ND,
         )
 
 
