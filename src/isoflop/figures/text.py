@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop import console
 from isoflop.arrays import Array
 from isoflop.console import cut
+from isoflop.console import listed as listed_plainly
 from isoflop.laws import Published
 
 LONGEST = 48
@@ -116,7 +116,7 @@ def sentence(text: str) -> str:
 
 def listed(names: Sequence[str], most: int = 4) -> str:
     """A few names as figures write them, and how many more."""
-    return console.listed([*map(name_of, names)], most)
+    return listed_plainly([*map(name_of, names)], most)
 
 
 MOST = 1000
