@@ -22,7 +22,7 @@ from tiny import Rows, model
 ROOT = Path(__file__).parents[1]
 OURS = (str(ROOT / "src"), str(ROOT / "integrations"))
 LOG_EVERY, STEPS = 10, 120
-LOG, JUDGED = (90, 23), (142, 32)
+LOG, JUDGED = (90, 21), (142, 30)
 """Functions and files of a log step, and of one at which the rules of advice are asked, as measured. The aim is 80 in
 20; most of the rest are the rules, the noise scale and the sums over tokens and FLOPs."""
 
