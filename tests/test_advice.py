@@ -601,6 +601,12 @@ def test_a_resumed_run_says_what_has_become_worse() -> None:
     assert said.reason is Reason.TOO_LARGE
 
 
+def test_a_rate_that_falls_with_the_inverse_root_of_the_steps_is_not_cut_off() -> None:
+    steps = np.arange(0, 10_001, 50.0)
+    rates = 1e-3 * np.minimum(steps / 4000, np.sqrt(4000 / np.maximum(steps, 1)))
+    assert schedule(situation(step=300, rates=LrPlan(steps, rates)), Thresholds()) is None
+
+
 def test_the_schedule_is_judged_when_it_becomes_known() -> None:
     adviser, cut_off = Adviser(), LrPlan.cosine(20_000, 1e-3, 100)
     adviser.start(situation(step=1, rates=None))

@@ -282,6 +282,21 @@ def test_a_method_without_schedule_keeps_its_rate_by_plan(tmp_path: Path) -> Non
     assert isinstance(monitor.forecast, Forecast) and not monitor.forecast.rate_assumed and not about(told)
 
 
+def test_a_rise_and_a_jump_are_one_line(tmp_path: Path) -> None:
+    """Three refusals of one cause, each with other words, came in a row."""
+    met: set[str] = set()
+
+    def harder(step: int) -> float:
+        return planted(step) + (0.0 if step < 400 else 0.002 * (step - 400) if step < 600 else 2.0)
+
+    def between(step: int, monitor: Any, optimizer: Any) -> None:
+        if isinstance(monitor.forecast, NoForecast) and not monitor.forecast.reason.temporary:
+            met.add(monitor.forecast.reason.name)
+
+    _, told = train(tmp_path, last=800, loss=harder, between=between)
+    assert len(met) > 1 and len([line for line in told if "no forecast of the final loss" in line]) == 1
+
+
 def decaying(step: int) -> float:
     return PEAK * min(1.0, step / 50) * (1 - max(step - 50, 0) / (TOTAL - 50))
 

@@ -212,13 +212,15 @@ def _fault(rates: LrPlan, total: int, over: float) -> tuple[str, str, float] | N
     lowest = top + int(share[top:].argmin())
     idle = float(steps[share > IDLE][-1])
     left = last - (before - last) / (0.1 * total)  # one step later: a decay to 0 in four steps ends with a quarter
+    powers = np.diff(np.log(np.maximum(share[[-81, -41, -1]], IDLE))) / np.diff(np.log([0.8, 0.9, 1.0]))
+    endless = abs(powers + 0.5).max() < 0.02  # with the inverse root of the steps (Vaswani et al. 2017)
     if last - float(share[lowest]) > 0.1 and float(share[lowest]) < 0.5:
         what = (
             f"The learning rate comes down to {share[lowest]:.0%} of its peak at step {steps[lowest]:,.0f} and rises "
             f"again to {last:.0%} before the run ends at step {total:,}."
         )
         do = "set the schedule's length to the planned steps; if restarts are meant, end the run at the end of one."
-    elif before - last > FLAT and left > DECAYED and (longer := _length(share)) >= over:
+    elif before - last > FLAT and left > DECAYED and not endless and (longer := _length(share)) >= over:
         what = (
             f"The learning-rate decay is cut off: at the planned end, step {total:,}, the rate is still "
             f"{last:.0%} of its peak and falling; the decay is about {longer:.1f} times as long as the run."

@@ -177,8 +177,8 @@ class ForecastPart(Part):
 
     def _silent(self, missing: NoForecast) -> None:
         self.last = missing
-        causes = {missing.reason.value, *([ASSUMING] if missing.reason is Refusal.LR_UNKNOWN else ())}
-        if not missing.reason.temporary and not causes & self._told:
+        known = self._told - ({GIVEN_ONCE} if missing.reason is Refusal.LR_UNKNOWN else {GIVEN_ONCE, ASSUMING})
+        if not missing.reason.temporary and not known:  # one line: a rise, then a jump, then a flat curve are one cause
             self._told.add(missing.reason.value)
             self._run.tell(f"isoflop: no forecast of the final loss. {missing.message}")
 
