@@ -14,6 +14,7 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isoflop.arrays import Array
 from isoflop.fit.runs import TAIL, at_end
@@ -267,7 +268,7 @@ class FeaturesPath:
         return np.maximum(np.interp(steps, self.nodes, self.effective), 1e-6)
 
     @cached_property
-    def moved(self) -> Array:
+    def moved(self) -> NDArray[np.intp]:
         """The pieces after the warm-up in which the rate changes."""
         return np.flatnonzero(np.diff(self.shape[self.first :]))
 
