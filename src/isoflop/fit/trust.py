@@ -19,7 +19,6 @@ from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from isoflop.arrays import Array
 from isoflop.fit.drifting_law import SIZE_SD, gradient, log_loss, pulls, slopes
@@ -352,6 +351,8 @@ def described(
 
 def _moving(N: Array, D: Array, loss: Array, posterior: Posterior) -> tuple[float, float]:
     """Ln odds that β moves with N, and how much: by Gaussians about the mode, over the best noise of each."""
+    from scipy.optimize import minimize  # half of a command's start, which a plan without runs need not wait for
+
     theta, x, y = posterior.mode[None], posterior.origin.x(N), posterior.origin.y(D)
     slope, prior, off = slopes(theta, x, y)[0], gradient(pulls, theta)[0], pulls(theta)[0]
     constants = np.linalg.inv(prior.T @ prior + np.diag([1.0, *np.zeros(slope.shape[1] - 1)]))
