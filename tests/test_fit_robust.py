@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -113,6 +114,22 @@ def test_a_toy_is_no_table_of_millions() -> None:
             ([1e9, 1e9, 2e9], [2e10, 4e10, 4e10], [2.5, 2.4, 2.3]),
             "those of the forward pass",
         ),
+        ("params;tokens;loss\n1\u202f000\xa0000;20 000 000;4,5\n", ([1e6], [2e7], [4.5]), ""),  # French
+        ("N,D,loss\n1'000'000,20\u2019000\u2019000,4.5\n", ([1e6], [2e7], [4.5]), ""),  # Swiss
+        ("N,tokens_per_step,steps,loss\n1e9,1e6,2e4,2.5\n", ([1e9], [2e10], [2.5]), "'steps' times 'tokens_per_step'"),
+        ("params,tokens_per_param,loss\n1e9,20,2.5\n", ([1e9], [2e10], [2.5]), "'params' times 'tokens_per_param'"),
+        (
+            "N,D,lr,loss\n1e9,2e10,1e-4,2.6\n1e9,2e10,3e-4,2.5\n1e9,2e10,1e-3,2.7\n2e9,2e10,1e-4,2.4\n",
+            ([1e9, 2e9], [2e10, 2e10], [2.5, 2.4]),
+            "2 of 4 runs count: the best 'lr' of each size and tokens",
+        ),
+        (
+            "N,D,lr,optimizer,loss\n1e9,2e10,1e-3,adam,2.5\n1e9,2e10,1e-2,muon,2.4\n2e9,2e10,1e-3,adam,2.3\n"
+            "2e9,2e10,1e-2,muon,2.2\n3e9,2e10,1e-3,adam,2.1\n3e9,2e10,1e-2,muon,2\n" + "4e9,2e10,1e-2,muon,2\n" * 2,
+            ([1e9, 1e9, 2e9, 2e9, 3e9, 3e9, 4e9, 4e9], [2e10] * 8, [2.5, 2.4, 2.3, 2.2, 2.1, 2, 2, 2]),
+            "",
+        ),  # each of its optimizer's best
+        ("N,D,seed,lr,loss\n1e9,2e10,0,1e-3,2.5\n1e9,2e10,1,1e-3,2.6\n", ([1e9] * 2, [2e10] * 2, [2.5, 2.6]), ""),
     ],
 )
 def test_tables_as_people_write_them(
@@ -123,6 +140,36 @@ def test_tables_as_people_write_them(
     table = read_table([path], WANTED)
     assert [table.columns[name] for name in WANTED] == [pytest.approx(column) for column in columns]
     assert said in " ".join((*table.left_out, *table.doubts, *table.unlike))
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_json_holds_a_table_too(tmp_path: Path, lines: bool) -> None:
+    runs = [{"params": 1e9, "data": {"tokens": 2e10}, "loss": 2.5}, {"params": 2e9, "loss": None}]
+    path = tmp_path / f"runs.json{'l' * lines}"
+    path.write_text("\n".join(map(json.dumps, runs)) if lines else json.dumps(runs))
+    table = read_table([path], WANTED, {"D": "data/tokens"})
+    assert (table.columns, table.rows) == ({"N": [1e9], "D": [2e10], "loss": [2.5]}, (f"line 1 of {path.name}",))
+    assert table.left_out == (f"line 2 of {path.name}: nothing in data/tokens and loss",)
+
+
+def test_parquet_holds_a_table_too(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"N": [10**9], "D": [2e10], "loss": [2.5]}), tmp_path / "runs.parquet")
+    assert read_table([tmp_path / "runs.parquet"], WANTED).columns == {"N": [1e9], "D": [2e10], "loss": [2.5]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("runs.xlsx", b"PK\x03\x04\x14\0", "got an Excel workbook: save it as CSV"),
+        ("runs.json", b'["N", "D"]', "expected JSON objects, in a list or one a line"),
+        ("runs.json", b'{"N": 1e9, "D"', "expected JSON objects, in a list or one a line"),
+    ],
+)
+def test_what_is_no_table_is_refused(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadData, match=said):
+        read_table([tmp_path / name], WANTED)
 
 
 def test_swapped_columns_are_asked_about_unless_the_user_names_them(tmp_path: Path) -> None:

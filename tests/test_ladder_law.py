@@ -122,6 +122,23 @@ def test_runs_of_one_size_are_as_likely_as_by_their_whole_covariance():
     np.testing.assert_allclose(found, by_hand[0] - by_hand[1], rtol=1e-9)
 
 
+@pytest.mark.parametrize(("apart", "most"), [(0.0, 1e-6), (0.1, 0.5)])
+def test_many_runs_near_each_other_are_as_likely_as_one_by_one(apart: float, most: float):
+    """Repeats exactly so; others as far as laws about the mode's differ within a cell."""
+    rng = np.random.default_rng(0)
+    N, D = (np.repeat(np.exp(rng.uniform(*ends, 60)), 10) for ends in ((16, 22), (20, 25)))
+    N[300:] *= np.exp(apart * rng.random(300))  # sizes of their own
+    D *= np.exp(apart * rng.random(600))
+    loss = (LAW["E"] + LAW["A"] / N ** LAW["alpha"] + LAW["B"] / D ** LAW["beta"]) * np.exp(rng.normal(0, 0.004, 600))
+    model = posterior._Model.of(N, D, loss, posterior.Origin(1e9, 2e10))
+    mode = posterior._mode(model, 1.0)
+    merged = model.merged(mode)
+    root = np.linalg.cholesky(model.covariance(mode) + 1e-15 * np.eye(len(mode)))
+    rows = mode + rng.standard_normal((100, len(mode))) @ root.T
+    assert len(merged.known) < 300 and merged.number.sum() == 600
+    assert (model.log_density(rows) - merged.log_density(rows)).std() < most < model.log_density(rows).std() / 2
+
+
 def test_the_chains_see_the_law_itself():
     N, D, _, loss = runs(0.003)
     origin, theta = posterior.Origin(1e9, 2e10), laws(0)

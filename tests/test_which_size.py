@@ -157,6 +157,14 @@ def test_a_ladder_leaves_outliers_out_and_names_them() -> None:
     assert found.finished.left_out[0].startswith("run 10: far off the law of the others")
 
 
+def test_a_ladder_without_curves_is_doubted_like_one_with_them() -> None:
+    N, D, loss = sweep()
+    loss *= np.exp(np.random.default_rng(0).normal(0, 0.05, len(N)))
+    ends = tuple(RunEnd(f"run {i}", n, d, y, 6 * n * d) for i, (n, d, y) in enumerate(zip(N, D, loss, strict=True)))
+    found = fit_finished(FinishedRuns(ends, (), "eval/val"), 1e21)
+    assert not found.check.well and "scatter" in str(found.warnings[0])
+
+
 LLAMA_3 = {
     "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
     "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256, "max_position_embeddings": 8192,

@@ -231,6 +231,19 @@ def least_loss(theta: Array, origin: Origin, line: BudgetLine, bias: Array | Non
     return known if bias is None else known + bias * tilt(N, D)
 
 
+BEYOND, BEYOND_AT, BEYOND_FALL, SMALLEST = 0.012, 1e18, 0.16, 1e16
+"""Standard deviation of ln L per e-fold of compute beyond runs whose largest has the second number of FLOPs that no law
+foresees (a rate rule's miss, a bend), the power of compute by which it falls, and FLOPs below which it stays: no public
+sweep is smaller. Chosen of .008 to .02 and 0 to .22: 80% intervals hold in .72 to .91 of the larger public
+runs by six organisations and of Porian et al. 2024's tuned sweeps (`benchmarks/sizes.py --losses`). In their untuned
+ones, whose small runs are worse than any law of the large ones, they hold in less."""
+
+
+def beyond(C: float, largest: float) -> float:
+    """Standard deviation of ln L at C FLOPs that no law foresees of runs whose largest has `largest`."""
+    return max(0.0, math.log(C / largest)) * BEYOND * (max(largest, SMALLEST) / BEYOND_AT) ** -BEYOND_FALL
+
+
 def gradient(function: Callable[[Array], Array], theta: Array, step: float = 1e-4) -> Array:
     """∂ function/∂θ by central differences [rows, …, k]; `function` maps [rows, k] to [rows, …]."""
     k = theta.shape[1]

@@ -41,6 +41,7 @@ from isoflop.fit.drifting_law import (
     apart,
     bend,
     best_size,
+    beyond,
     flop_rate,
     gradient,
     least_loss,
@@ -53,7 +54,7 @@ from isoflop.fit.drifting_law import (
 )
 from isoflop.fit.optimal_line import columns_of
 from isoflop.fit.robust import LEAST_SCATTER, Labels, Outlier, describe_apart, kept_rows, misfit_of, outlying, scatter
-from isoflop.fit.uncertainty import CHAINS, chains, least_squares
+from isoflop.fit.uncertainty import CHAINS, chains, least_squares, log_of_one_and
 
 NOISE, NOISE_SD = 0.004, 0.7
 """Median noise of ln L of a finished run (seed, order, rate off its best), and standard deviation of its logarithm:
@@ -70,9 +71,10 @@ ln L is as much where the loss bends as in Hoffmann et al. 2022; sharp profiles 
 BEND = 0.05
 """Usual `bend`: Hoffmann et al. 2022's law at 1e21 FLOPs."""
 FADES, FADES_SD = 1.5, 1.0
-"""Beyond the largest run b fades over so many e-folds of compute, and with it what the runs say against 20 tokens per
-parameter; standard deviation of its logarithm. Within the runs b is no error: who trains by their recipe has it, too.
-Chosen on Porian et al. 2024's untuned sweeps alone, of 1 to 3 that differ little: a judgement."""
+"""Beyond the largest run b fades over so many e-folds of compute and as many as the runs span (2 standard deviations),
+and with it what the runs say against 20 tokens per parameter; standard deviation of its logarithm. Within the runs b is
+no error: who trains by their recipe has it. The number: of 1 to 3, on Porian et al. 2024's untuned sweeps. The span:
+what held over a decade may hold over another; planted sweeps at 3.9 or 150 tokens per parameter missed N without it."""
 TARGET, TARGET_DOF = 0.18, 4.0
 """Scale and degrees of freedom of ln N_opt about 20 tokens per parameter at the budget that is asked for. Published
 optima lie within a factor of two in D/N; those of small untuned sweeps do not, and do not last (Porian et al. 2024).
@@ -81,12 +83,6 @@ SCATTER = 0.05
 """Standard deviation of ln N_opt per e-fold of compute beyond the runs that neither they nor the prior foresee: a rate
 rule, a schedule, a data mix of the large run. With it N's 80% interval holds in .80, .82, .88 and all of the sweeps by
 one budget to four."""
-BEYOND, BEYOND_AT, BEYOND_FALL, SMALLEST = 0.012, 1e18, 0.16, 1e16
-"""Standard deviation of ln L per e-fold of compute beyond runs whose largest has the second number of FLOPs that no law
-foresees (a rate rule's miss, a bend), the power of compute by which it falls, and FLOPs below which it stays: no public
-sweep is smaller. Chosen of .008 to .02 and 0 to .22: 80% intervals hold in .72 to .91 of the larger public
-runs by six organisations and of Porian et al. 2024's tuned sweeps (`benchmarks/sizes.py --losses`). In their untuned
-ones, whose small runs are worse than any law of the large ones, they hold in less."""
 FEWEST_TO_TELL = 5
 """Constants of Hoffmann's law: so many runs say nothing of the best size that others could check, and more of them in
 part; the interval is as wide as published sweeps leave it, at least. Of planted laws at 6 to 70 tokens per parameter
@@ -105,8 +101,8 @@ BIASED = 6.0
 """Half of the chains begin at the mode for a b this many times wider: there is one for each reading of the runs."""
 SAME_SIZE = 1e-6
 """Of ln N, within which runs are of one size."""
-CACHED = 40_000
-"""Runs times rows of which arrays fit into a processor's cache."""
+MANY, CELL = 500, 0.3
+"""Runs from which on chains take those near each other as one; how near, in ln N·D, ln D/N and ln of their variance."""
 LEVEL_SD = 3.0
 """Of ln L at the origin about the runs' mean: no information."""
 
@@ -115,11 +111,6 @@ def misfit(N: Array, D: Array) -> Array:
     """Variance of ln L that the law's form is off, over that at a factor of 2 from 20 tokens per parameter [n]."""
     far = (off_ratio(N, D) / math.log(2)) ** 6
     return np.asarray(far / (1 + far / MOST_MISFIT**2))
-
-
-def beyond(C: float, largest: float) -> float:
-    """Standard deviation of ln L at C FLOPs that no law foresees of runs whose largest has `largest`."""
-    return max(0.0, math.log(C / largest)) * BEYOND * (max(largest, SMALLEST) / BEYOND_AT) ** -BEYOND_FALL
 
 
 def run_covariance(N: Array, D: Array, noise: float) -> Array:
@@ -290,7 +281,7 @@ def posterior_of_runs(
     rows = _drawn(model, modes, np.random.default_rng(seed))
     best = modes[int(np.argmax(model.log_density(np.stack(modes))))]
     draws, bias, noise, form = rows[:, :CONSTANTS], rows[:, BIAS_AT] * bend(rows), *np.exp(rows[:, NOISE_AT:]).T
-    fades = FADES * np.exp(FADES_SD * np.random.default_rng(1).standard_normal(len(rows)))
+    fades = (FADES + 2 * np.log(C).std()) * np.exp(FADES_SD * np.random.default_rng(1).standard_normal(len(rows)))
     misfit = misfit_of(float(np.median(noise)), loss) if len(N) >= FEWEST_TO_JUDGE else None
     known = (origin, best[:CONSTANTS], draws, bias, fades, noise, form, flop_rate(N, D, C), float(C.max()), len(N))
     found = Posterior(*known, left_out=left_out, apart=apart, misfit=misfit)
@@ -316,13 +307,14 @@ class _Model:
     Runs of one size share noise, so a size's covariance is diag(d) + `SHARED`·s²·11ᵀ with d = s² + τ²·`misfit`: its
     inverse and determinant have closed forms (Sherman and Morrison 1950); of a single run it is one variance. The
     chains spend their time here: what is linear in constants is a product of matrices, logarithms and exponentials are
-    NumPy's own, and sums run along the first axis.
+    NumPy's own, sums run along the first axis, and of `MANY` runs those near each other are one (`merged`).
 
     Attributes:
         known: y, y²/2, x, x²/2, 1, `tilt` and ln L, which constants are multiplied with [n, 7].
         spread: what s² and τ² are multiplied with in a run's variance [n, 2].
-        alike: the first of the runs that share a size, and where among these each size ends.
+        alike: the first of the runs that share a size, and where among these each size begins.
         level: mean ln L.
+        number, within: how many runs each row is the mean of, and their variance of ln L about it [n].
         floor: whether the law has an irreducible loss.
     """
 
@@ -330,6 +322,8 @@ class _Model:
     spread: Array
     alike: tuple[int, NDArray[np.intp]]
     level: float
+    number: Array
+    within: Array
     floor: bool = True
 
     @classmethod
@@ -343,22 +337,47 @@ class _Model:
             last = np.argsort(number > 1, kind="stable")
             order, number = order[last], number[last]
         first = int((number == 1).sum())
-        ends = np.flatnonzero(np.diff(np.log(N[order[first:]]), append=np.inf) >= SAME_SIZE)
+        begins = np.flatnonzero(np.diff(np.log(N[order[first:]]), prepend=-np.inf) >= SAME_SIZE)
         N, D, seen = N[order], D[order], np.log(loss[order])
         x, y = origin.x(N), origin.y(D)
         known = np.stack([y, y * y / 2, x, x * x / 2, np.ones(len(N)), tilt(N, D), seen], axis=1)
         spread = np.stack([1 + SHARED * (number == 1), misfit(N, D)], axis=1)
-        return cls(known, spread, (first, ends), float(np.median(seen) if apart else seen.mean()))
+        level = float(np.median(seen) if apart else seen.mean())
+        return cls(known, spread, (first, begins), level, np.ones(len(N)), np.zeros(len(N)))
+
+    def merged(self, mode: Array) -> _Model:
+        """Runs within a `CELL`, of one size where they share it, as their mean: losses move there by the mode's law."""
+        first, begins = self.alike
+        y, x = self.known[:, [0, 2]].T
+        doubt = np.log(self.spread @ np.exp(2 * mode[NOISE_AT:]))
+        cells = np.floor(np.stack([np.zeros(len(x)), x + y, y - x, doubt], axis=1) / CELL)
+        cells[first:, 0] = 1 + np.repeat(np.arange(len(begins)), np.diff(begins, append=len(x) - first))
+        cells[first:, 1] = 0.0  # runs of one size differ in D alone
+        cells, rank, number = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
+        rank = rank.reshape(-1)  # NumPy 2.0 gave it another shape
+
+        def mean(table: Array) -> Array:
+            return np.stack([np.bincount(rank, column) / number for column in table.T], axis=1)
+
+        off = self.residuals(mode[None])
+        middle, known = mean(off), mean(self.known)
+        known[:, [1, 3]] = known[:, [0, 2]] ** 2 / 2
+        single = int((cells[:, 0] == 0).sum())
+        alike = single, np.flatnonzero(np.diff(cells[single:, 0], prepend=0))
+        within = mean((off - middle[rank]) ** 2)[:, 0]
+        few = _Model(known, mean(self.spread), alike, self.level, number.astype(float), within, self.floor)
+        known[:, -1] += (few.residuals(mode[None]) - middle)[:, 0]
+        return few
 
     def residuals(self, rows: Array) -> Array:
         """Ln L̂ − ln L of rows (θ, b, …) [n, rows]: `log_loss` and b's part."""
         t = rows.T
         alpha, beta, rho = np.exp(t[[ALPHA, BETA, RHO]])
         value = self.known[:, :5] @ (np.array([-beta, -t[KAPPA_B], alpha, t[KAPPA_A], t[Q] - t[P]]) / rho)
-        _log_of_one_and(value)
+        log_of_one_and(value)
         value *= rho
         value += self.known[:, 2:5] @ np.array([-alpha, -t[KAPPA_A], t[P] - t[E]])
-        _log_of_one_and(value)
+        log_of_one_and(value)
         value += self.known[:, 4:] @ np.array([t[E], t[BIAS_AT] * bend(rows), -np.ones(len(rows))])
         return value
 
@@ -369,9 +388,9 @@ class _Model:
         """
         squares = np.exp(2 * scales).T
         variance = self.spread @ squares
-        inverse = 1 / variance
+        inverse = self.number[:, None] / variance
         weighted = residuals * inverse
-        value, logs = (residuals * weighted).sum(axis=0), np.log(variance).sum(axis=0)
+        value, logs = (residuals * weighted).sum(axis=0) + self.within @ inverse, self.number @ np.log(variance)
         if len(self.alike[1]):
             common = SHARED * squares[0]
             inflated = 1 + common * self.sums(inverse)
@@ -384,16 +403,17 @@ class _Model:
         squares = np.exp(2 * scales)
         root = 1 / np.sqrt(self.spread @ squares)[:, None]
         table = root * table
-        first, ends = self.alike
+        first, begins = self.alike
         length = self.sums(root**2)
         factor = (1 - (1 + SHARED * squares[0] * length) ** -0.5) / length
-        table[first:] -= root[first:] * np.repeat(factor * self.sums(root * table), np.diff(ends, prepend=-1), axis=0)
+        of_runs = np.diff(begins, append=len(table) - first)
+        table[first:] -= root[first:] * np.repeat(factor * self.sums(root * table), of_runs, axis=0)
         return np.asarray(table)
 
     def sums(self, table: Array) -> Array:
         """Of each size that runs share, over these runs [sizes, k]."""
-        first, ends = self.alike
-        return np.add.reduceat(table[first:], np.r_[0, ends[:-1] + 1], axis=0) if len(ends) else table[:0]
+        first, begins = self.alike
+        return np.add.reduceat(table[first:], begins, axis=0) if len(begins) else table[:0]
 
     def prior(self, theta: Array) -> Array:
         """The prior of θ as residuals of standard deviation 1 [rows, 8]."""
@@ -410,9 +430,7 @@ class _Model:
     def log_density(self, rows: Array) -> Array:
         """Ln posterior probability, but for a constant [rows]."""
         with np.errstate(all="ignore"):
-            at_once = max(1, CACHED // len(self.known))
-            parts = (rows[i : i + at_once] for i in range(0, len(rows), at_once))
-            value = -np.concatenate([self.unlikely(self.residuals(part), part[:, NOISE_AT:]) for part in parts])
+            value = -self.unlikely(self.residuals(rows), rows[:, NOISE_AT:])
             value -= (BIAS_DOF + 1) / 2 * np.log1p((rows[:, BIAS_AT] / BIAS) ** 2 / BIAS_DOF)
             value -= 0.5 * (self.prior(rows[:, :CONSTANTS]) ** 2).sum(axis=1)
         return np.where(np.isfinite(value), value, -np.inf)
@@ -441,13 +459,6 @@ class _Model:
         whole[:NOISE_AT, :NOISE_AT] = np.linalg.inv(information)
         whole[NOISE_AT:, NOISE_AT:] = np.diag(1 / (np.array([2 * n, n]) + SCALES_SD**-2))
         return whole
-
-
-def _log_of_one_and(value: Array) -> None:
-    """Ln(1 + e^value) in place."""
-    np.exp(value, out=value)
-    value += 1
-    np.log(value, out=value)
 
 
 def floorless(N: Array, D: Array, C: Array, loss: Array) -> float:
@@ -501,6 +512,7 @@ def _drawn(model: _Model, modes: list[Array], rng: np.random.Generator) -> Array
         volume = np.log(np.exp(rows[:, ALPHA]) + np.exp(rows[:, BETA]))
         return model.log_density(together(rows)) + volume
 
+    model = model.merged(modes[0]) if len(model.known) > MANY else model
     first = modes[0]
     root = gradient(apart, first[None])[0] @ np.linalg.cholesky(model.covariance(first) + 1e-15 * np.eye(len(first)))
     at = np.resize(apart(np.stack(modes)), (CHAINS, len(first)))

@@ -12,7 +12,7 @@ import operator
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,8 +24,20 @@ from isoflop.arrays import Array
 from isoflop.console import by_reason, listed
 from isoflop.fit.runs import BadData, curve_of_run, end_of_curve, unfinished
 from isoflop.laws.quantities import PF_DAY
-from isoflop.logs.files import MARKS, cell_number, csv_rows, is_blank, mixed_marks
-from isoflop.logs.names import DATA, EPOCHS, EXPERTS, NO_END, UNIQUE, Kind, fact_of, role_of
+from isoflop.logs.files import (
+    MARKS,
+    ImportProblem,
+    cell_number,
+    csv_rows,
+    flat,
+    head,
+    is_blank,
+    json_list,
+    json_object,
+    mixed_marks,
+)
+from isoflop.logs.names import DATA, EPOCHS, EXPERTS, NO_END, UNIQUE, Kind, fact_of, kind_of, role_of
+from isoflop.logs.table import PARQUET, parquet_rows
 from isoflop.record.lines import Problems
 from isoflop.record.run import Point, Run, common_n
 
@@ -36,6 +48,7 @@ GUESSES: dict[str, tuple[str, ...]] = {
         *("C", "flops", "compute", "training_flops", "train_flops", "total_flops", "C_min", "budget", "flops_budget"),
         *("compute_budget", "flop_budget"),
     ),
+    "D/N": ("D/N", "tokens_per_param", "tokens_per_parameter", "token_param_ratio", "tpp"),
     "U": ("U", *UNIQUE),
     "epochs": EPOCHS,
     "X": ("X", *EXPERTS),
@@ -126,6 +139,29 @@ def column_of(what: str, present: Sequence[str], named: str | None) -> str:
 def tells_kinds(name: str, cells: Sequence[str]) -> bool:
     """Whether a column's cells, one a run, tell kinds of runs: several, and not nearly as many as runs."""
     return 1 < len(set(cells)) <= len(cells) / (1 if fact_of(name) in DATA else 4)
+
+
+def best_of_rates(rows: Sequence[Mapping[str, str]], rate: str, columns: Mapping[str, Sequence[float]]) -> list[int]:
+    """Runs but for those that another rate beats in the mean at the same size, tokens and kind of run.
+
+    Args:
+        rows: their cells.
+        rate: the column of learning rates.
+        columns: N, D and loss, one number a run; without these all runs stay.
+    """
+    if not {"N", "D", "loss"} <= {*columns}:
+        return [*range(len(rows))]
+    every = {name: [row.get(name, "") for row in rows] for name in rows[0] if kind_of(name) is None}
+    kinds = [cells for name, cells in every.items() if tells_kinds(name, cells)]  # another optimizer has another best
+    tried: dict[tuple[str, ...], dict[str, list[int]]] = {}
+    for i, row in enumerate(rows):
+        place = (*(f"{columns[name][i]:.4g}" for name in "ND"), *(cells[i] for cells in kinds))
+        tried.setdefault(place, {}).setdefault(row.get(rate, ""), []).append(i)
+
+    def mean(runs: list[int]) -> float:
+        return sum(columns["loss"][i] for i in runs) / len(runs)
+
+    return sorted(i for rates in tried.values() for i in min(rates.values(), key=mean))
 
 
 def columns_listed(names: Sequence[str]) -> str:
@@ -336,14 +372,15 @@ LOSS_NAME = "loss name"
 """The cell of a record's row that names its loss; rows of files have none."""
 NAMES = ("name", "runname", "run", "runid")
 """Columns whose cells name the runs of a file, where each has another."""
+WORKBOOK = b"PK\x03\x04"
 Rows = Sequence[tuple[str, dict[str, str]]]
 """What to call each row in messages, and its cells by column."""
 
 
 def file_rows(source: Path) -> Rows:
-    """Rows of a CSV file, called by a column of names, where each has another; BadData names the line."""
+    """Rows of a file, called by a column of names, where each has another; BadData names the line."""
     problems = Problems(str(source))
-    rows = csv_rows(source, problems)
+    rows = _cells(source, problems)
     names = [name.strip() for name in next(rows, [])]
     if not any(names):
         raise BadData(next(iter(problems.all()), f"{source} is empty: expected a first row with the columns' names"))
@@ -362,6 +399,35 @@ def file_rows(source: Path) -> Rows:
     if told := problems.all():
         raise BadData("; ".join(told[:3]))
     return _named(found)
+
+
+def _cells(source: Path, problems: Problems) -> Iterator[list[str]]:
+    """The columns' names, then each row's cells: of CSV, Parquet, or JSON (objects in a list, or one a line)."""
+    start = head(source, 64).lstrip()
+    if start.startswith(WORKBOOK):
+        raise BadData(f"{source}: expected a table as text, got an Excel workbook: save it as CSV")
+    if not start.startswith((PARQUET, b"[", b"{")):
+        yield from csv_rows(source, problems)
+        return
+    try:
+        if start.startswith(PARQUET):
+            names, *rows = parquet_rows(source, problems)
+        else:
+            objects = [flat(each) for each in json_list(source)]
+            names = list(dict.fromkeys(name for each in objects for name in each))
+            rows = [[each.get(name) for name in names] for each in objects]
+    except ImportProblem as error:
+        raise BadData(str(error)) from None
+    yield names
+    for number, row in enumerate(rows, 1):
+        problems.at = f":{number}"
+        yield ["" if cell is None else cell if isinstance(cell, str) else repr(cell) for cell in row]
+
+
+def is_table(source: Path) -> bool:
+    """Whether the lines of a JSON file are runs with their sizes, not a record's."""
+    first = json_object(head(source, 1 << 16).split(b"\n", 1)[0]) or {}
+    return "event" not in first and (guessed("N", [*first]) or guessed("C", [*first])) is not None
 
 
 @dataclass(frozen=True)

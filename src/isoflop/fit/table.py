@@ -11,22 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.fit.runs import (
-    TOKENS_A_PARAMETER,
-    BadData,
-    describe_rate,
-    implausible,
-)
+from isoflop.fit.runs import TOKENS_A_PARAMETER, BadData, describe_rate, implausible
 from isoflop.fit.sources import (
     GUESSES,
     LOSS_NAME,
     Condition,
     RecordRows,
     Rows,
+    best_of_rates,
     column_of,
     columns_listed,
     file_rows,
     guessed,
+    is_table,
     number_of,
     parse_where,
     plain,
@@ -91,8 +88,9 @@ class Table:
         labels = {name: [cells[i] for i in rows] for name, cells in self.labels.items()}
         settings = {name: [values[i] for i in rows] for name, values in self.settings.items()}
         C = [self.C[i] for i in rows] if self.C else ()
-        named = tuple(self.rows[i] for i in rows)
-        return replace(self, columns=columns, rows=named, C=C, labels=labels, settings=settings)
+        return replace(
+            self, columns=columns, rows=tuple(self.rows[i] for i in rows), C=C, labels=labels, settings=settings
+        )
 
 
 def read_table(
@@ -127,7 +125,7 @@ def read_table(
     for source in sources:
         if isinstance(source, Path) and not source.exists():
             raise BadData(f"expected a CSV file, a record or a folder with records, got {source}, which does not exist")
-        if isinstance(source, str) or source.is_dir() or source.suffix == ".jsonl":
+        if isinstance(source, str) or source.is_dir() or (source.suffix == ".jsonl" and not is_table(source)):
             records.append(source)
         else:
             files.append(source)
@@ -136,12 +134,11 @@ def read_table(
     if ended.rows or not files:
         parts.append((", ".join(map(str, records)), ended.rows, ended.convention))
     if not any(rows for _, rows, _ in parts):
-        kind = "finished runs" if ended.left_out else "runs"
         told = "".join(f"; {text}" for text in ended.left_out)
         place = ", ".join(map(str, sources))
         if records and not ended.left_out:
             raise BadData(f"{place} holds no isoflop records: first `isoflop import {place} -o runs`, then read runs")
-        raise BadData(f"expected {kind}, got none in {place}{told}")
+        raise BadData(f"expected {'finished ' * bool(ended.left_out)}runs, got none in {place}{told}")
     table = _stacked(parts, wanted, named or {}, where)
     return replace(table, left_out=(*ended.left_out, *table.left_out), doubts=(*ended.doubts, *table.doubts))
 
@@ -156,11 +153,8 @@ def _stacked(
         wanted, named, where: as `read_table`.
     """
     everywhere = list(dict.fromkeys(name for _, rows, _ in parts for _, row in rows for name in row))
-    conditions = (
-        []
-        if where is None
-        else parse_where(where, [*everywhere, *(name for name in DERIVED if name not in everywhere)])
-    )
+    known = [*everywhere, *(name for name in DERIVED if name not in everywhere)]
+    conditions = [] if where is None else parse_where(where, known)
     tables = []
     for source, rows, counted in parts:
         present = {name for _, row in rows for name in row}
@@ -233,8 +227,9 @@ class _Reading:
         self.labels, self.rows = [label for label, _ in found], [row for _, row in found]
         self.present = list(dict.fromkeys(name for row in self.rows for name in row))
         self.wanted, self.named = wanted, named
-        self.doubts: list[str] = []
-        self.unlike: list[str] = []
+        self.doubts, self.unlike = list[str](), list[str]()
+        if "D" in wanted and "D" not in named and not any(guessed(what, self.present) for what in "DC"):
+            self._multiply_tokens()
         self.taken = self._taken()
 
     def pick(self, conditions: Sequence[Condition]) -> None:
@@ -242,6 +237,19 @@ class _Reading:
         asked = {c.column for c in conditions}
         rows = [self._with_derived(row) if asked - set(row) else row for row in self.rows]
         self._keep([i for i, row in enumerate(rows) if all(c.column in row and c.holds(row) for c in conditions)])
+
+    def _multiply_tokens(self) -> None:
+        """A column of tokens: steps times the tokens of each, or parameters times tokens per parameter."""
+        kinds = {kind_of(name): name for name in reversed(self.present)}
+        one, other = kinds.get("step"), kinds.get("step tokens")
+        if one is None or other is None:
+            one, other = guessed("N", self.present), guessed("D/N", self.present)
+        if one is None or other is None:
+            return
+        for row, label in zip(self.rows, self.labels, strict=True):
+            row["D"] = repr(number_of(row.get(one), one, label) * number_of(row.get(other), other, label))
+        self.present.append("D")
+        self.doubts.append(f"D is column {one!r} times {other!r}: there is no column for it")
 
     def _with_derived(self, row: dict[str, str]) -> dict[str, str]:
         """A row's cells, with N, D, C and D/N where they are numbers and no column is called so."""
@@ -268,6 +276,11 @@ class _Reading:
             )
         self._keep(full)
         columns = self._derived({what: [column[i] for i in full] for what, column in cells.items()})
+        rate = next((name for name in self.present if kind_of(name) == "rate"), "")
+        if len(best := best_of_rates(self.rows, rate, columns)) < len(self.rows):
+            self.doubts.append(f"{len(best)} of {len(self.rows)} runs count: the best {rate!r} of each size and tokens")
+            self._keep(best)
+            columns = {what: [values[i] for i in best] for what, values in columns.items()}
         for name in self.taken.values():
             if (factor := unit_of(name)[1]) != 1:
                 self.doubts.append(f"column {name!r} is multiplied by {factor:.4g}")
@@ -355,7 +368,7 @@ class _Reading:
                         f"column {self.taken['C']!r}: expected FLOPs, got values around {np.nanmedian(flops):.3g}, "
                         f"less than {what} = 1,000 takes: head it with its unit, such as 'C (PF-days)' or 'C (EFLOPs)'"
                     )
-                self.doubts = [f"{what} is C/(6·{other}): there is no column for it"]
+                self.doubts.append(f"{what} is C/(6·{other}): there is no column for it")
         if "epochs" in columns:
             columns["U"] = np.divide(columns["D"], np.maximum(columns["epochs"], 1)).tolist()
             self.doubts.append(f"U is D over column {self.taken['epochs']!r}")

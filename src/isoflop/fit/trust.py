@@ -388,7 +388,7 @@ def by_steps(ends: Sequence[float], N: Array, D: Array, loss: Array, posterior: 
     """How many steps runs [n] have (`ends`), where these are few and explain what the law misses; else empty."""
     steps = np.array(ends)
     beyond = [int(count) - warmup_of(int(count)) for count in ends]
-    if min(beyond) >= FEWEST_STEPS or np.ptp(steps) == 0:
+    if min(beyond, default=FEWEST_STEPS) >= FEWEST_STEPS or np.ptp(steps) == 0:
         return {}
     follows = float(np.corrcoef(posterior.residuals(N, D, loss)[0], np.log(steps))[0, 1])
     known = {"least": float(steps.min()), "most": float(steps.max()), "enough": float(FEWEST_STEPS)}

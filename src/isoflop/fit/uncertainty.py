@@ -386,3 +386,10 @@ def chains(log_density: Callable[[Array], Array], at: Array, rng: np.random.Gene
         if step >= KEPT_FROM and (step + 1) % EVERY == 0:
             kept.append(at.copy())
     return np.concatenate(kept)
+
+
+def log_of_one_and(value: Array) -> None:
+    """Ln(1 + e^value) in place."""
+    np.exp(value, out=value)
+    value += 1
+    np.log(value, out=value)

@@ -23,7 +23,8 @@ from isoflop.record.run import RecordError
 
 SAMPLE = 1 << 16  # Bytes from which a file's dialect is told
 SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
-_GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?:(,)|[\s'\u2019])\d{3}(?:(?(1),|[\s'\u2019])\d{3})*(\.\d*)?")
+"""Thousands in groups: by commas, or by spaces (French, ISO 31-0) or apostrophes (Swiss)."""
 _DECIMAL_COMMA = re.compile(r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+(?:,\d+)?|[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
 _DECIMAL_POINT = re.compile(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?")
 _BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
@@ -92,10 +93,10 @@ def is_blank(cell: object) -> bool:
 
 
 def cell_number(text: object) -> float | None:
-    """The number in a cell: plain, with thousands separated by commas, or with k, M, B or T; None: none.
+    """The number in a cell: plain, with thousands in groups, or with k, M, B or T; None: none.
 
-    >>> [cell_number(text) for text in ("3.5†", "543M", "1,000,000", "1e9", "nan", "many", "")]
-    [3.5, 543000000.0, 1000000.0, 1000000000.0, nan, None, None]
+    >>> [cell_number(text) for text in ("3.5†", "543M", "1,000,000", "1 000", "1e9", "nan", "many", "")]
+    [3.5, 543000000.0, 1000000.0, 1000.0, 1000000000.0, nan, None, None]
     """
     if (value := number(text)) is not None or not isinstance(text, str):
         return value
@@ -104,7 +105,7 @@ def cell_number(text: object) -> float | None:
     if factor != 1.0:
         bare = bare[:-1].rstrip()
     if _GROUPED.fullmatch(bare):
-        bare = bare.replace(",", "")
+        bare = re.sub(r"[,\s'\u2019]", "", bare)
     try:
         value = float(bare)
     except ValueError:
@@ -261,6 +262,19 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ImportProblem(f"{os.fspath(path)}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def json_list(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """JSON objects in a list, or one a line; ImportProblem: a file of others."""
+    with open_bytes(path, "JSON", MAX_JSON) as stream:
+        raw = stream.read()
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        found = [json_object(line) for line in raw.splitlines() if line.strip()]
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise ImportProblem(f"{os.fspath(path)}: expected JSON objects, in a list or one a line")
+    return found
 
 
 def json_object(text: object) -> dict[str, Any] | None:

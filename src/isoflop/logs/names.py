@@ -107,7 +107,7 @@ class Role:
     parts: frozenset[str] = frozenset()  # words of an evaluation's name that are unknown: data, or a part of the loss
 
 
-@functools.lru_cache(maxsize=10_000)
+@functools.lru_cache(maxsize=50_000)
 def words(name: str) -> list[str]:
     """The words of a name, in lower case.
 
@@ -117,7 +117,7 @@ def words(name: str) -> list[str]:
     return [word.lower() for word in _WORDS.findall(name)]
 
 
-@functools.lru_cache(maxsize=10_000)
+@functools.lru_cache(maxsize=50_000)
 def role_of(name: str) -> Role | None:
     """The role of a column by its name; None: of no use.
 

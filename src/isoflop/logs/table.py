@@ -91,7 +91,7 @@ def is_lightning(path: Path) -> bool:
 
 def _opened(path: Path, problems: Problems) -> tuple[list[str], Cells]:
     """The columns' names, and the rows."""
-    rows = _parquet_rows(path, problems) if head(path, 4) == PARQUET else csv_rows(path, problems)
+    rows = parquet_rows(path, problems) if head(path, 4) == PARQUET else csv_rows(path, problems)
     header = [str(name).strip() for name in next(rows, [])]
     if len(header) < 2 or all(cell_number(name) is not None for name in header):
         raise ImportProblem(f"{path}: expected a table whose first row names two columns or more, got {header!a:.80}")
@@ -160,7 +160,7 @@ def _by_run(
     return ["run", header[0], *metrics], by_run()
 
 
-def _parquet_rows(path: Path, problems: Problems) -> Cells:
+def parquet_rows(path: Path, problems: Problems) -> Cells:
     """The columns' names, then the rows, a batch in memory at a time."""
     try:
         from pyarrow.parquet import ParquetFile
