@@ -462,7 +462,7 @@ def test_silence(evaluate: Any, known: dict[str, Any]) -> None:
         (
             batch,
             {"batch": batch_of(1e6)._replace(measured=None)},
-            "the gradient noise scale was not measured (docs/noise-scale.md says how)",
+            "the gradient noise scale was not measured, see docs/noise-scale.md",
         ),
         (
             batch,

@@ -113,7 +113,7 @@ def test_a_healthy_run_prints_three_lines(
     assert "isoflop: the run is over: 1B tokens through 50M parameters (N with the head), 3e+17 FLOPs stated" in printed
     assert "isoflop: training from scratch: a model with AdamW" in printed
     fine = "size (20 tokens per parameter), learning rate (peak 0.001), loss (no divergence, no plateau)"
-    batch = "batch (the gradient noise scale was not measured (docs/noise-scale.md says how))"
+    batch = "batch (the gradient noise scale was not measured, see docs/noise-scale.md)"
     assert f"Verdict: fine: {fine}; target of 2.900 reached: 2.773; not judged: {batch}." in printed
 
 
@@ -233,7 +233,7 @@ def test_an_evaluation_that_rises_is_told(tmp_path: Path, capsys: pytest.Capture
     assert Reason.OVERFITTING in {advice.reason for advice in monitor.advice}
     monitor.close()
     printed = capsys.readouterr().out
-    assert "advice that stood to the end: " in printed and "overfitting" in printed
+    assert "advice still active at the end: " in printed and "overfitting" in printed
     assert "loss (no divergence" not in printed  # fine it is not
 
 
@@ -248,7 +248,7 @@ def test_a_rate_that_was_warned_about_is_not_fine_at_the_end(
 ) -> None:
     train(tmp_path, lr=0.06).close()
     end = closing(capsys)
-    assert "advice that stood to the end: learning rate far above what works" in end
+    assert "advice still active at the end: learning rate far above what works" in end
     assert "learning rate (peak" not in end and "3e+17 FLOPs stated" in end
 
 
@@ -267,7 +267,7 @@ def test_a_run_that_ends_in_nan_is_not_fine(tmp_path: Path, capsys: pytest.Captu
 def test_a_divergence_that_went_back_is_in_the_last_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path, loss=lambda step: planted(step) + (3.0 if 600 < step <= 800 else 0.0)).close()
     end = closing(capsys)
-    assert re.search(r"advice that no longer held at the end: .*the loss diverges \(step [67]\d\d\)", end)
+    assert re.search(r"advice no longer active at the end: .*the loss diverges \(step [67]\d\d\)", end)
     assert "no divergence" not in end
 
 
@@ -625,7 +625,7 @@ def test_a_model_of_embeddings_alone_has_no_size_to_judge(tmp_path: Path, caplog
         monitor.step(planted(step), tokens=500)
     monitor.close()
     assert not monitor.guard.aside
-    assert "steps aside" not in caplog.text
+    assert "is turned off" not in caplog.text
 
 
 def test_a_run_that_waits_for_its_device_has_time_for_forecasts(

@@ -409,7 +409,7 @@ def test_a_branch_on_values_is_told(zoo: Path):
     assert found["method"].startswith("measured on one real step (Branching can't run on the meta device (it depends")
     text = shown(f"{zoo}:Branching", "--seq", 16)
     assert "Counted by: measured on one real step" in text
-    assert "Not in a better way, because: Branching can't run on the meta device" in text
+    assert "No better method was possible: Branching can't run on the meta device" in text
     assert "out" in text  # the tree
 
 

@@ -119,7 +119,7 @@ def test_python_in_the_documentation_runs_as_printed(name: str, desk: Path, tmp_
     process.join(300)
     printed = (tmp_path / "output").read_text()
     assert process.exitcode == 0, printed
-    assert "steps aside" not in printed and "Traceback" not in printed, printed
+    assert "is turned off" not in printed and "Traceback" not in printed, printed
 
 
 @pytest.mark.parametrize("command", commands())

@@ -40,7 +40,7 @@ class Said(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if "steps aside" in text:
+        if "is turned off" in text:
             self.aside.append(text.removeprefix("isoflop: ").split(" failed (")[0])
 
 
@@ -303,7 +303,7 @@ def no_home(folder: Path, later: Any) -> None:
 RECORD, TB, TERMINAL = "writing the record", "TensorBoard", "the terminal's line"
 PASSPORT = "the passport"
 FAULTS: dict[Fault, tuple[set[str], set[str]]] = {
-    # what steps aside where isoflop writes TensorBoard itself; what may besides
+    # what turns itself off where isoflop writes TensorBoard itself; what may besides
     full_disk: ({RECORD, TB}, set()),
     disk_that_fills_up: ({RECORD}, {TB}),
     read_only_folder: ({RECORD, TB}, set()),
@@ -509,7 +509,7 @@ def test_an_error_of_any_kind_stays_inside(
     owner = Owner()
     owner.method(error)
     owner.method(error)
-    said = [record.getMessage() for record in caplog.records if "steps aside" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "is turned off" in record.getMessage()]
     assert len(said) == 1 and type(error).__name__ in said[0]
 
 

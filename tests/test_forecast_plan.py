@@ -127,3 +127,6 @@ def test_a_plan_takes_the_unit_of_the_rates_seen() -> None:
     assert plan.scaled_to(seen[:0], seen[:0]) is plan
     past = np.array([2.0, 2.0, float(plan.at(900))])  # another past; it is on the plan now
     assert plan.scaled_to(seen, past) is plan
+    given = LrPlan.cosine(2000, 3e-3, 100)  # and the user has set 1.0 by hand since: its peak was 3e-3 all the same
+    left = np.append(given.at(seen), 1.0)
+    assert given.scaled_to(np.append(seen, 1000.0), left) is given

@@ -408,7 +408,7 @@ def working(folder: Path, printed: str) -> set[str]:
 
 
 def warning_of(name: str) -> str:
-    return f"isoflop: {name} failed (Broken: on purpose) and steps aside: {BOUNDARIES[name]}. Training goes on."
+    return f"isoflop: {name} failed (Broken: on purpose) and is turned off: {BOUNDARIES[name]}. Training goes on."
 
 
 @pytest.mark.parametrize(("name", "scenario", "target"), CASES, ids=[f"{name}: {where}" for name, _, where in CASES])
@@ -427,7 +427,7 @@ def test_a_failure_inside_costs_one_warning(
     resumes = scenario in (lightning_resumed, transformers_resumed)
     found = scenario(folder if resumes else tmp_path, True)
     assert same_weights(found, expected)
-    said = [record.getMessage() for record in caplog.records if "steps aside" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "is turned off" in record.getMessage()]
     assert said == [warning_of(name)]
     left = working(folder if resumes else tmp_path, capsys.readouterr().out)
     assert WORKS - LOSES.get(name, set()) <= left, "parts that should have gone on have not"
@@ -443,7 +443,7 @@ def test_rules_that_all_fail_cost_a_warning_each(
     for name in TOGETHER:
         break_it(monkeypatch, BREAK[name][0][1])
     assert same_weights(advised_loop(tmp_path, True), unobserved(advised_loop)[1])
-    said = [text for record in caplog.records if "steps aside" in (text := record.getMessage())]
+    said = [text for record in caplog.records if "is turned off" in (text := record.getMessage())]
     assert sorted(said) == sorted(warning_of(name) for name in TOGETHER)
     assert working(tmp_path, capsys.readouterr().out) >= WORKS
 

@@ -37,7 +37,7 @@ def launch(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 def records(folder: Path, *command: str) -> list[isoflop.Run]:
     done = launch(folder, *command)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "steps aside" not in done.stderr + done.stdout
+    assert "is turned off" not in done.stderr + done.stdout
     runs = isoflop.read_runs(folder / "runs")
     assert all(run.status == "completed" and not run.problems for run in runs)
     return runs

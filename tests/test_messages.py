@@ -109,7 +109,7 @@ def test_tokens_fn_tells_them(train: Train, tmp_path: Path, caplog: pytest.LogCa
 def test_a_tokens_fn_that_fails(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = train(tmp_path, model(), ROWS, tokens_fn=lambda batch: batch["tokens"].numel())
     assert messages(caplog) == [
-        "isoflop: counting the batch failed (KeyError: 'tokens') and steps aside: tokens and FLOPs are unknown from "
+        "isoflop: counting the batch failed (KeyError: 'tokens') and is turned off: tokens and FLOPs are unknown from "
         "here on. Training goes on."
     ]
     assert totals(the_run(tmp_path))["tokens"] is None
@@ -150,7 +150,7 @@ def test_a_lightning_module_without_parameters(tmp_path: Path, caplog: pytest.Lo
     module.automatic_optimization = False
     lightning_trainer(package, tmp_path, callbacks=[IsoFLOPMonitor()]).fit(module, batches(ROWS, 8))
     assert sum("expected a model with parameters, got Module with none" in text for text in messages(caplog)) == 1
-    assert not any("steps aside" in text for text in messages(caplog))
+    assert not any("is turned off" in text for text in messages(caplog))
 
 
 def test_the_monitors_model_is_not_the_one_that_is_called(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -229,7 +229,7 @@ def test_a_folder_that_cannot_be_written(train: Train, tmp_path: Path, caplog: p
     start = "isoflop: writing the record failed (RecordError: Expected a folder that can be made and written, but "
     assert said[0].startswith(start)
     assert said[0].endswith(
-        "Set record_dir= to another folder.) and steps aside: no further points are recorded. Training goes on."
+        "Set record_dir= to another folder.) and is turned off: no further points are recorded. Training goes on."
     )
     assert not read_runs(tmp_path)
     assert same_weights(found, train(tmp_path, model(), ROWS, observed=False))

@@ -239,7 +239,7 @@ def test_a_model_that_cannot_be_asked_is_trained_and_its_loss_recorded(
             monitor.step(2.5)
     run = the_run(tmp_path)
     assert losses(run) == {1: 2.5, 2: 2.5} and run.status == "completed"
-    assert sum("steps aside" in record.getMessage() for record in caplog.records) <= 1
+    assert sum("is turned off" in record.getMessage() for record in caplog.records) <= 1
 
 
 def test_after_close_the_model_is_as_it_was(tmp_path: Path) -> None:

@@ -218,12 +218,16 @@ def test_tensorboard_shows_the_headline_in_one_group_and_evaluations_against_com
     step = LogStep(step=10, scalars=scalars, loss=2.0, totals=totals)
     sinks.log(step)
     sinks.evaluate("val/c4", 2.5, step)
+    sinks.evaluate("loss", 2.6, step)  # a name that the training's has
     sinks.close(step, completed=True)
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
     tags = set(events.Tags()["scalars"])
     assert {tag for tag in tags if not tag.startswith("isoflop/")} == {"isoflop_batch/b_crit", "isoflop_speed/goodput"}
-    (evaluated,) = events.Scalars("isoflop/1000log10C_eval_val_c4")
+    (evaluated,) = events.Scalars("isoflop/1000log10C_val_c4")
     assert (evaluated.step, evaluated.value) == (12_000, 2.5)
+    assert [events.Scalars(f"isoflop/1000log10C_{name}")[0].value for name in ("loss", "loss_eval")] == [
+        pytest.approx(2.0), pytest.approx(2.6)
+    ]  # fmt: skip
     assert "custom_scalars__config__" in events.Tags()["tensors"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -197,12 +198,15 @@ def test_what_to_do_comes_first_and_a_run_with_a_warning_is_not_green(chromium: 
 
 
 def test_the_table_sorts_and_the_axis_can_be_changed(chromium: Any, tmp_path: Path):
-    for run in GRID[:4]:
-        write(tmp_path / run.name, run)
+    names = ("w10 lr 3e-4", "w9 lr 0.01", "w9 lr 0.003", "w10 lr 1e-3")
+    for run, name in zip(GRID, names, strict=False):
+        write(tmp_path / name, replace(run, name=name))
     cells = "return [...document.querySelectorAll('.runtable tbody tr')].map(row => row.children[3].textContent)"
     with tensorboard(tmp_path) as url:
         opened(chromium, url)
         until(chromium, "return document.querySelectorAll('.runtable tbody tr').length === 4")
+        listed = "return [...document.querySelectorAll('.runtable tbody tr')].map(row => row.children[0].textContent)"
+        assert chromium.execute_script(listed) == ["w9 lr 0.003", "w9 lr 0.01", "w10 lr 3e-4", "w10 lr 1e-3"]
         chromium.execute_script("document.querySelectorAll('.runtable th button')[3].click()")
         up = chromium.execute_script(cells)
         chromium.execute_script("document.querySelectorAll('.runtable th button')[3].click()")

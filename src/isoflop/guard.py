@@ -73,7 +73,7 @@ class Guard:
         level = logging.INFO if code in _OF_THE_DISK and code in self._warned else logging.WARNING
         if isinstance(code, int):
             self._warned.add(code)
-        text = "%s failed (%s) and steps aside: %s. Training goes on."
+        text = "%s failed (%s) and is turned off: %s. Training goes on."
         _log(level, text, boundary, self.aside[boundary], BOUNDARIES[boundary])
         _log(logging.DEBUG, "the error in %s", boundary, exc_info=error)
 

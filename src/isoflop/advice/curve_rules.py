@@ -94,7 +94,7 @@ def unchanged(run: Situation, thresholds: Thresholds) -> Advice | None:
     return Advice(
         Reason.UNCHANGED,
         f"No weight of the model has changed in {run.step - since:,} steps, since step {since:,}: nothing is learnt.",
-        "look whether the optimizer is stepped and holds this model's parameters, and whether a gradient scaler or a "
+        "check whether the optimizer is stepped and holds this model's parameters, and whether a gradient scaler or a "
         "check for NaN skips all of its steps.",
         (Quantity("steps without a change", run.step - since),),
         basis=("the weights, compared at log steps",),
@@ -230,7 +230,7 @@ def resumed(run: Situation, thresholds: Thresholds) -> Advice | None:
         Reason.RESUMED,
         f"The loss jumped at the resume of step {since:,}: {nats(before, run.task.unit)} before, {nats(now)} or more "
         "since.",
-        "unless the data has changed there, look whether the weights, the optimizer's state, the step of the "
+        "unless the data has changed there, check whether the weights, the optimizer's state, the step of the "
         "learning-rate schedule, and the place in the data were restored.",
         (
             Quantity("loss before", before, run.task.unit),
@@ -268,7 +268,7 @@ def below_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
         if before and before[-1] - points[-1].loss > -_missed(found)[1] / 2:
             return None
     do = (
-        f"look whether the same batches come again since about step {found.made_at:,} (a data loader that is stuck or "
+        f"check whether the same batches come again since about step {found.made_at:,} (a data loader that is stuck or "
         "starts over), or the targets can be read from the inputs; nothing, if the data has changed there."
     )
     what = "The loss fell below what its curve can explain"
@@ -412,7 +412,7 @@ def unfallen(run: Situation, thresholds: Thresholds) -> Advice | None:
     return Advice(
         Reason.UNFALLEN,
         f"The loss has not fallen since the run began: {nats(first, run.task.unit)} at step {at:,}, {nats(now)} now.",
-        f"{'' if run.task.falls else MAY_RISE}look whether the optimizer holds the parameters of this model, at the "
+        f"{'' if run.task.falls else MAY_RISE}check whether the optimizer holds the parameters of this model, at the "
         "labels, the learning rate, and for layers whose outputs are all the same. Some tasks begin to fall late.",
         (
             Quantity("first loss", first, run.task.unit),

@@ -148,8 +148,8 @@ def too_low(run: Situation, thresholds: Thresholds) -> Advice | None:
     return Advice(
         Reason.TOO_LOW,
         f"The loss is {nats(run.loss, run.task.unit)}, lower than text allows: the targets can be read from the "
-        "inputs, or the data are known by heart.",
-        "look whether the targets are shifted by one token, whether a token sees the ones after it, and whether the "
+        "inputs, or the data are memorised.",
+        "check whether the targets are shifted by one token, whether a token sees the ones after it, and whether the "
         "same batches come again; nothing, if the data are synthetic, or few on purpose.",
         (Quantity("loss", run.loss, run.task.unit),),
         basis=("Hoffmann et al. 2022: of 1.69 nats per token, about 0.4 per byte, web text cannot be predicted",),
@@ -183,7 +183,7 @@ def offset(run: Situation, thresholds: Thresholds) -> Advice | None:
                 f"The loss on {name} lay {f'{then:+.3f} {run.task.unit}'.rstrip()} from the training loss and lies "
                 f"{now:+.3f} now: "
                 "the offset of a set stays as it is while both learn from the same data.",
-                "look whether the training data has changed (its order, its mix), or the evaluation.",
+                "check whether the training data has changed (its order, its mix), or the evaluation.",
                 (Quantity("offset before", then, run.task.unit), Quantity("offset now", now, run.task.unit)),
                 basis=("this run's losses", "Kaplan et al. 2020, figure 8"),
                 severity=Severity.INFO,
@@ -285,7 +285,7 @@ def _ramp(run: Situation, tokens: float, critical: Belief, thresholds: Threshold
 
 def _unmeasured(b: Batch | None) -> Missing:
     """Why the batch can't be judged."""
-    why, quiet = "the gradient noise scale was not measured (docs/noise-scale.md says how)", True
+    why, quiet = "the gradient noise scale was not measured, see docs/noise-scale.md", True
     if b is None:
         why = "the run's tokens are not known"
     elif b.measurements or b.measuring:

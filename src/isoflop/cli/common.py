@@ -310,17 +310,18 @@ ServedTokens = Annotated[
         show_default=False,
     ),
 ]
-UniqueTokens = Annotated[float | None, number("TOKENS", "Unique tokens there are; more are repeated.")]
+UniqueTokens = Annotated[float | None, number("TOKENS", "Unique tokens available; a larger budget repeats them.")]
 MaxHours = Annotated[
     float | None,
     typer.Option(
         metavar="HOURS",
         parser=hours,
-        help="The most hours that --devices train (36, 21d, 3w), serving apart; alone: the budget.",
+        help="Time limit for training on --devices (36, 21d, 3w), without serving; alone it sets the budget.",
     ),
 ]
 Devices = Annotated[
-    str | None, typer.Option(metavar="COUNTxDEVICE", help="What trains it, such as 64xH100: hours and price.")
+    str | None,
+    typer.Option(metavar="COUNTxDEVICE", help="Devices to train on (64xH100), for hours and price."),
 ]
 Dollars = Annotated[float | None, number("USD", "Dollars for an hour of one device.", "--price")]
 

@@ -48,7 +48,7 @@ def count(
         typer.Option(
             "--input",
             metavar="NAME=SHAPE:DTYPE",
-            help="What training gives the model beside or instead of tokens, such as "
+            help="Input of the model beside or instead of tokens, such as "
             "pixel_values=8x3x224x224:float32; B and S stand for --batch and --seq. Repeatable.",
         ),
     ] = None,
@@ -73,7 +73,7 @@ def count(
         bool,
         typer.Option("--trust", help="Run code that comes with the model: a checkpoint's objects, a hub's files."),
     ] = False,
-    limit: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Give up after so long.")] = 600,
+    limit: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Seconds after which to give up.")] = 600,
 ) -> None:
     """Count a model: parameters by convention, FLOPs of one training step (not multiply-adds) as a tree by module.
 
@@ -268,7 +268,7 @@ def peak(
     device: Annotated[
         str, typer.Option(help="As torch names it: cuda, cuda:1, cpu (default: a GPU if there is one).")
     ] = "",
-    seconds: Annotated[float, typer.Option(min=0.05, help="Time for each dtype, about.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.05, help="Seconds for each dtype, about.")] = 1.0,
     store: Annotated[bool, typer.Option("--store", help='Keep the rates for peak_flops="measured".')] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -341,7 +341,7 @@ def print_count(done: _Done, depth: int) -> None:
             note(f"  {each.counter}: {reason}", "")
     note(f"Counted by: {counted.method}", "dim")
     if counted.reason:
-        note(f"Not in a better way, because: {counted.reason}")
+        note(f"No better method was possible: {counted.reason}")
     for text in counted.notes:
         note(text[0].upper() + text[1:])
     if counted.six_nd is None and counted.tokens is None:

@@ -122,7 +122,7 @@ def rank(
     runs: CurveFiles,
     keep: Annotated[int, typer.Option(min=1, help="Number of best runs to find.")] = 1,
     sure: Annotated[
-        float, typer.Option(min=0.51, max=0.999, help="Certainty that a run is not among them, to stop it.")
+        float, typer.Option(min=0.51, max=0.999, help="Probability of not being among them at which a run can stop.")
     ] = 0.95,
     at: Annotated[
         float | None,

@@ -69,7 +69,8 @@ def plan(
     spend: Annotated[
         str,
         typer.Option(
-            metavar="SHARE|FLOPS|USD", help="Of the whole ladder: a share of --flops (3%), FLOPs, or dollars (600usd)."
+            metavar="SHARE|FLOPS|USD",
+            help="Budget of the ladder: a share of --flops (3%), FLOPs, or dollars (600usd).",
         ),
     ] = "3%",
     model: Annotated[
@@ -77,13 +78,13 @@ def plan(
         typer.Option(metavar="CONFIG", help="A Hugging Face config.json or a folder with one; or gpt2 or llama."),
     ] = "gpt2",
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="PLAN.YAML", help="Where the plan is written.")
+        Path | None, typer.Option("-o", "--output", metavar="PLAN.YAML", help="File to write the plan to.")
     ] = None,
     min_runs: Annotated[
         int | None, typer.Option(help="Least number of runs, 9 or more (default: 12, or --max-runs).")
     ] = None,
     max_runs: Annotated[int, typer.Option(help="Most runs.")] = 16,
-    max_flops_per_run: Annotated[float | None, common.number("FLOPS", "Of the most expensive run.")] = None,
+    max_flops_per_run: Annotated[float | None, common.number("FLOPS", "Most FLOPs that one run may take.")] = None,
     sizes: Annotated[
         str | None, typer.Option(metavar="LEAST:MOST", help="Parameters of a run, with the head: 30k:500k.")
     ] = None,
@@ -99,7 +100,7 @@ def plan(
     vocab: Annotated[
         int | None, typer.Option(min=2, help="Entries of the tokenizer (default: the configuration's).")
     ] = None,
-    unique_tokens: Annotated[float | None, common.number("TOKENS", "Tokens of data that there are.")] = None,
+    unique_tokens: Annotated[float | None, common.number("TOKENS", "Unique tokens available.")] = None,
     lr_rule: Annotated[str, typer.Option(help="auto, width, steplaw, deepseek or porian.")] = "auto",
     batch_rule: Annotated[str, typer.Option(help="auto, steplaw, deepseek or porian.")] = "auto",
     history: Annotated[
@@ -207,17 +208,17 @@ def run(
     ],
     out: Annotated[
         str | None,
-        typer.Option(metavar="DIR|URL", help="A folder for each run's record; default: runs/<the plan's name>."),
+        typer.Option(metavar="DIR|URL", help="Folder for the runs' records; default: runs/<the plan's name>."),
     ] = None,
     engine: Annotated[str, typer.Option(help="ray, slurm or local.")] = "ray",
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at one time.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs to train at the same time.")] = None,
     cpus_per_run: Annotated[int, typer.Option(min=1, help="Processors of each run.")] = 1,
     gpus_per_run: Annotated[float, typer.Option(min=0, help="Devices of each run.")] = 0.0,
-    retries: Annotated[int, typer.Option(min=0, help="Further attempts at a run that fails.")] = 1,
-    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="This run alone. Repeatable.")] = None,
+    retries: Annotated[int, typer.Option(min=0, help="Retries of a run that fails.")] = 1,
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Train this run only. Repeatable.")] = None,
     slurm: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Of Slurm: partition=gpu, time=120 (minutes), account=… Repeatable."),
+        typer.Option(metavar="KEY=VALUE", help="Slurm option: partition=gpu, time=120 (minutes) … Repeatable."),
     ] = None,
     work: Annotated[
         Path | None,
@@ -248,7 +249,7 @@ def run(
                 watch=following,
             )
     except KeyboardInterrupt:
-        tell("ladder run", "interrupted; the same command goes on.")
+        tell("ladder run", "interrupted; run the same command again to go on.")
         raise typer.Exit(130) from None
     for line in summary_lines(result):
         say(line, indent=2)
@@ -453,7 +454,7 @@ def summary_lines(result: LadderRun) -> Iterator[str]:
         for line in (state.error or "").splitlines()[-4:]:
             yield f"    {line}"
     for state in result.of("running"):
-        yield f"{state.name}: another process is at it; it was left alone"
+        yield f"{state.name}: another process is training it; skipped"
 
 
 def _at(state: RunState) -> str:

@@ -44,14 +44,14 @@ def plan(
     ] = None,
     devices: common.Devices = None,
     max_hours: common.MaxHours = None,
-    optimizer: Annotated[str, typer.Option(help="Of the recipe: adamw or muon.")] = "adamw",
+    optimizer: Annotated[str, typer.Option(help="Optimizer of the recipe: adamw or muon.")] = "adamw",
     experts: Annotated[int, typer.Option(min=1, help="Experts of each MLP; 1: dense.")] = 1,
     top_k: Annotated[int, typer.Option(min=1, help="Experts that a token visits.")] = 1,
     model: Annotated[
         str, typer.Option(help="Family of the configuration: gpt2, llama, or a Hugging Face config.json.")
     ] = "llama",
     seq: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a sequence; default: the family's, at most 4096 of a file's.")
+        int | None, typer.Option(min=1, help="Tokens per sequence; default: the family's, at most 4096 of a file's.")
     ] = None,
     level: common.Level = 0.8,
     as_json: common.AsJson = False,

@@ -409,10 +409,9 @@ def curve_of_run(run: Run) -> RunCurve:
         flops = np.where(short_of_training(flops, tokens, run.parameters), np.nan, flops)
     names = dict.fromkeys(name for point in points for name in point.losses)
     extra = dict.fromkeys(name for point in points for name in point.extra)
+    none = dict.fromkeys(name for point in points for name in point.nonfinite)
     nonfinite = {
-        name: np.array([name in point.nonfinite for point in points], dtype=bool)
-        for name in names
-        if any(name in point.nonfinite for point in points)
+        name: np.array([name in point.nonfinite for point in points], dtype=bool) for name in names if name in none
     }
     return RunCurve(
         replace(run, points=points[-1:]),
@@ -435,7 +434,7 @@ def _column(points: Sequence[Point], name: str) -> Array:
 
 
 def _numbers(values: Sequence[float | None]) -> Array:
-    return np.array([np.nan if value is None else float(value) for value in values], dtype=float)
+    return np.array(values, dtype=float)  # NaN for None
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ class Refusal(str, Enum):
     )
     TOO_WIDE = (
         "interval too wide",
-        "The 80% interval is ±{half:.1%} of the loss, and only up to ±{most:.1%} is it shown.",
+        "The 80% interval is ±{half:.1%} of the loss; a forecast is shown up to ±{most:.1%}.",
         True,
     )
     LR_UNKNOWN = "learning rate unknown", "The learning rate to come is unknown: {why}. Pass {remedy}."
@@ -138,13 +138,13 @@ class Refusal(str, Enum):
     )
     STUCK = (
         "loss not falling",
-        "The loss is {now:.3f} nats after {then:.3f} around step {since:,.0f}: of a curve so flat the end cannot be "
-        "forecast. Forecasts resume when it falls clearly.",
+        "The loss is {now:.3f} nats after {then:.3f} around step {since:,.0f}: the curve is too flat for a forecast. "
+        "Forecasts resume when it falls clearly.",
     )
     DRIFTED = (
         "forecast has moved",
         "The run now heads for {loss:.3f}, far outside of what was forecast at step {step:,.0f} ({low:.3f} to "
-        "{high:.3f}): it is not the run that it was. Look at its data, gradients and learning rate.",
+        "{high:.3f}): something has changed. Check its data, gradients and learning rate.",
     )
     NO_FIT = "no fit", "Least squares found no finite loss."
     TOKENS_UNKNOWN = "tokens unknown", "The run's tokens are not counted."

@@ -100,7 +100,8 @@ class LrPlan:
     def scaled_to(self, steps: ArrayLike, lr: ArrayLike) -> LrPlan:
         """This plan in the unit of the rates seen, by the highest; as it is where that or the last is near 1.
 
-        The first rate is left out: a loop may set its own only after the first step.
+        So it is where most rates fit it better as it is: then the highest has left the plan, and is no unit of it. The
+        first rate is left out: a loop may set its own only after the first step.
         """
         planned, seen = self.at(steps), np.asarray(lr, dtype=float)
         known = (planned > 0) & (seen > 0)
@@ -109,7 +110,8 @@ class LrPlan:
             return self
         highest = int(np.argmax(seen[1:])) + 1 if len(seen) > 1 else 0
         by = float(seen[highest] / planned[highest])
-        if min(abs(seen[-1] / planned[-1] - 1), abs(by - 1)) < 0.05:
+        off, scaled_off = (np.median(np.abs(np.log(seen / (planned * unit)))) for unit in (1.0, by))
+        if min(abs(seen[-1] / planned[-1] - 1), abs(by - 1)) < 0.05 or off < scaled_off:
             return self
         return replace(self, lr=self.lr * by)
 

@@ -45,8 +45,8 @@ R_D_STAR, R_N_STAR = 15.387756, 5.309743
 REPETITION = {"R_D_star": np.array(R_D_STAR), "R_N_star": np.array(R_N_STAR)}
 """How fast repeated tokens and excess parameters lose value: Muennighoff et al. 2023, digits of their repository."""
 REPEATED = (
-    f"repeated tokens are worth less after Muennighoff et al. 2023 (R_D* = {R_D_STAR:.4f}, R_N* = {R_N_STAR:.4f}): "
-    f"this law does not know U; their runs hardly identify these two, and no interval here includes that"
+    f"repeated tokens are worth less after Muennighoff et al. 2023 (R_D* = {R_D_STAR:.3g}, R_N* = {R_N_STAR:.3g}), "
+    "which their runs hardly determine: no interval here includes that"
 )
 
 

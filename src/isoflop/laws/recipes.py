@@ -238,7 +238,7 @@ def shape_warning(layers: int, width: int, heads: int) -> tuple[str, ...]:
     >>> shape_warning(48, 1600, 25)
     ()
     >>> shape_warning(1, 512, 8)
-    ('1 layer: fewer than 2 deviate from the trend of deeper models (Kaplan et al. 2020, figure 6)',)
+    ('1 layer: models of fewer than 2 deviate from the trend of deeper ones (Kaplan et al. 2020, figure 6)',)
     """
     for name, value in (("layers", layers), ("width", width), ("heads", heads)):
         if not value >= 1:
@@ -252,6 +252,6 @@ def shape_warning(layers: int, width: int, heads: int) -> tuple[str, ...]:
         if not low <= value <= high
     ]
     if layers < LAYERS:
-        few = f"{layers} layer: fewer than {LAYERS} deviate from the trend of deeper models"
+        few = f"{layers} layer: models of fewer than {LAYERS} deviate from the trend of deeper ones"
         reasons.append(f"{few} (Kaplan et al. 2020, figure 6)")
     return tuple(reasons)

@@ -65,8 +65,8 @@ FIRST_COST = 0.004
 """Seconds that the first refit is expected to take."""
 GIVEN = 'lr_plan= as a function of the step or by name, such as lr_plan="cosine:warmup=2000,end=0.1"'
 ASSUMED = (
-    "isoflop: nobody says what the learning rate will be. The forecast takes it to stay as it is; its interval holds a "
-    f"decay to 0 as well. Pass {GIVEN}."
+    "isoflop: the learning rate to come is unknown. The forecast assumes that it stays as it is; its interval covers a "
+    f"decay to 0 too. Pass {GIVEN}."
 )
 
 

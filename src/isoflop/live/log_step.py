@@ -186,7 +186,7 @@ AXES: dict[str, Scalar] = {
     LOG: Scalar("nats per loss token", "training loss; the step is 1000·log10(FLOPs): 18,000 reads 10^18"),
     GIGA: Scalar("nats per loss token", "training loss; the step is FLOPs / 10^9"),
     FRONTIER: Scalar("nats per loss token", "lower envelope of your finished runs (`history=`), on the first axis"),
-    "isoflop/1000log10C_eval_<name>": Scalar("nats per loss token", "an evaluation's loss, on the first axis"),
+    "isoflop/1000log10C_<name>": Scalar("nats per loss token", "an evaluation's loss, on the first axis"),
 }
 """In TensorBoard alone: the step is compute, so that runs of different sizes overlay (Hoffmann et al., figure 2)."""
 

@@ -38,7 +38,7 @@ from isoflop.console import by_reason, html_table
 from isoflop.flops.operators import FORMULA, GIVEN, SIX_ND
 from isoflop.forecast import Forecast, NoForecast, usable
 from isoflop.guard import declare
-from isoflop.live.log_step import CHARTS, FRONTIER, TAGS, AxisPoint, ComputeAxes, LogStep, Part, log_step
+from isoflop.live.log_step import AXES, CHARTS, FRONTIER, TAGS, AxisPoint, ComputeAxes, LogStep, Part, log_step
 from isoflop.live.run_info import RunInfo
 from isoflop.record.lines import due
 
@@ -150,7 +150,8 @@ class Sinks(Part):
         """Write an evaluation's loss against compute."""
         if step.totals.flops_known and math.isfinite(loss):
             at = log_step(step.totals.flops_known)
-            tag = f"isoflop/1000log10C_eval_{name.replace('/', '_')}"
+            tag = f"isoflop/1000log10C_{name.replace('/', '_')}"
+            tag = f"{tag}_eval" if tag in AXES else tag  # beside the training's
             self._run.draw(step.step, [AxisPoint(tag, loss, at)])
 
     def close(self, step: LogStep, completed: bool) -> None:
@@ -363,7 +364,7 @@ def closing_lines(
     if isinstance(judged, Advice) and (run.line is not None or judged.severity > Severity.NOTE):
         lines.append(f"isoflop: for the next run: {planned(done, Thresholds(waste=float('inf')))}")
     if shape:
-        lines.append(f"isoflop: a note on the model's shape, no verdict: {'; '.join(shape)}.")
+        lines.append(f"isoflop: the model's shape, not judged: {'; '.join(shape)}.")
     held = [each for each in advice if each.severity >= Severity.INFO]
     if ended:
         held += [each for each in gone if each.reason in RISES]
@@ -371,10 +372,10 @@ def closing_lines(
     if ended and not run.task.falls:
         loss_unjudged, ended = loss_unjudged or f"it {ended}", ""
     if held:
-        lines.append("isoflop: advice that stood to the end: " + "; ".join(each.title for each in held) + ".")
+        lines.append("isoflop: advice still active at the end: " + "; ".join(each.title for each in held) + ".")
     if gone:
         found = ", ".join(f"{each.title} (step {each.step:,})" for each in gone)
-        lines.append(f"isoflop: advice that no longer held at the end: {found}.")
+        lines.append(f"isoflop: advice no longer active at the end: {found}.")
     target = _target(run, final)
     missing = [each for each in missing if not (target and each.what == TARGET)]
     fine, unjudged = _verdict(run, step, {each.reason for each in (*held, *gone)}, missing, loss_unjudged, bool(ended))

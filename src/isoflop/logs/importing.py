@@ -308,7 +308,7 @@ class _Search:
                 return [(reader, path)]
         top = Path(path)
         if not top.exists():
-            raise ImportProblem(f"{path}: {EXPECTED}; it does not exist")
+            raise ImportProblem(f"{path} does not exist")
         if not top.is_dir():
             return [(self._reader_of(top, self.kind), path)]
         hidden = {os.path.realpath(one) for one in self.leave_out}
@@ -317,7 +317,7 @@ class _Search:
             of_kind = f" of the kind {self.kind}" if self.kind else ""
             own = "; isoflop's own records in it are read as they are" if any(top.rglob("isoflop-*.jsonl")) else ""
             linked = f"; {self.links.pop()}" if self.links else ""
-            raise ImportProblem(f"{path}: {EXPECTED}; there is none{of_kind} in it{own}{linked}")
+            raise ImportProblem(f"{path}: no log{of_kind} in it: {EXPECTED}{own}{linked}")
         return found
 
     def _below(self, top: Path) -> Iterator[Source]:
@@ -402,7 +402,7 @@ class _Search:
         if got is None and (by_ending or _is_table(path)):
             return "lightning" if table.is_lightning(path) else "table"
         got = got or "text that is no table, without lines of steps and losses"
-        raise ImportProblem(f"{path}: {EXPECTED}; got {got}")
+        raise ImportProblem(f"{path} is {got}: {EXPECTED}")
 
 
 def _recorded(folder: Path, files: Sequence[str]) -> bool:

@@ -60,8 +60,6 @@ class Tab {
     this.planner = new Planner(planner, parameters);
     this.parameters = parameters;
     this.panels = [
-      new Paced(async (signal) => showFit(this.fit, await ask('./fit', parameters(), signal))),
-      new Paced((signal) => this.planner.update(signal)),
       new Paced(async (signal) => {
         const {advice: said} = await ask('./advice', parameters(), signal);
         const chosen = this.choice.chosen(this.told.runs);
@@ -70,6 +68,8 @@ class Tab {
         const open = pressing(said, chosen).reduce((sum, {others}) => sum + 1 + others.length, 0);
         toAdvice.textContent = open ? `Advice (${open})` : 'Advice';
       }),
+      new Paced(async (signal) => showFit(this.fit, await ask('./fit', parameters(), signal))),
+      new Paced((signal) => this.planner.update(signal)),
     ];
     followTheme(() => this.update(true));
     document.addEventListener('visibilitychange', () => this.poll());
@@ -134,9 +134,10 @@ class Tab {
     const {drawn, figures} = this.told;
     if (!drawn) return; // nothing was read yet
     const losses = new Set(this.told.runs.flatMap((run) => Object.keys(run.losses ?? {})));
+    const want = (panel) => panel.want(drawn, urgent).catch((error) => console.warn(`isoflop: ${error.message}`));
+    const [advice, ...others] = this.panels; // a browser asks six questions at once: advice is what one sees first
+    want(advice);
     this.figures.update(figures, drawn, urgent, losses);
-    for (const panel of this.panels) {
-      panel.want(drawn, urgent).catch((error) => console.warn(`isoflop: ${error.message}`));
-    }
+    others.forEach(want);
   }
 }

@@ -1,7 +1,7 @@
 // The list of runs, which of them are chosen (checked, and matching the filter, as in TensorBoard's own list), and the
 // table of those.
 
-import {between, counted, loss, power, short} from './text.js';
+import {between, counted, loss, natural, power, short} from './text.js';
 import {element, show} from './dom.js';
 
 const KEPT = 'isoflop.scaling';
@@ -15,7 +15,6 @@ const STATUS = {
 };
 const SILENT = 10; // log intervals without news
 const LEAST_SILENT = 120; // seconds: an interval may be short
-const natural = new Intl.Collator('en', {numeric: true}).compare;
 
 /** Whether a run that has not ended has sent nothing for several of its log intervals. */
 export function isLost({status, time, every}) {
@@ -218,7 +217,7 @@ function facts(run) {
   const parts = [
     run.N && `N ${short(run.N)}`,
     run.D && `D ${short(run.D)}`,
-    shown && `${shown} ${run.losses[shown].toFixed(3)}${age(run, shown)}`,
+    shown && `${run.losses[shown].toFixed(3)} ${shown}${age(run, shown)}`,
     stateOf(run) !== 'completed' && share !== null && share < 100 && `${share}%`,
   ];
   return parts.filter(Boolean).join(' · ') || 'no points yet';
@@ -242,7 +241,7 @@ function tip(run) {
     run.path,
     [run.stopped, run.rose].filter(Boolean).join('; '),
     `${STATUS[stateOf(run)]}, step ${run.step === null ? '–' : run.step.toLocaleString('en')}`,
-    `N ${short(run.N)} ${run.convention ?? ""} · D ${short(run.D)} tokens · C ${power(run.C)} FLOPs, measured`,
+    `N ${short(run.N)} ${run.convention ?? ""} · D ${short(run.D)} tokens · C ${power(run.C)} FLOPs`,
     ...Object.entries(run.losses).map(([name, value]) => `${name} ${loss(value)} nats${age(run, name)}`),
     run.whole ? '' : 'read in part so far',
     run.problems ? counted(run.problems, 'line or value was', 'lines or values were') + ' skipped in reading' : '',

@@ -37,6 +37,16 @@ export function counted(number, one, many = `${one}s`) {
   return `${number.toLocaleString('en')} ${number === 1 ? one : many}`;
 }
 
+const NUMBER = /(\d+(?:\.\d+)?(?:e[-+]?\d+)?)/;
+
+/** Which of two names comes first: by their numbers, 10 after 9 and 0.01 after 0.003. */
+export function natural(a, b) {
+  const [one, other] = [a, b].map((text) => text.split(NUMBER));
+  const from = one.findIndex((part, i) => part !== other[i]);
+  if (from < 0) return one.length - other.length;
+  return (from % 2 ? one[from] - other[from] : 0) || one[from].localeCompare(other[from] ?? '', 'en');
+}
+
 /** A moment, in the reader's own time. */
 export function moment(seconds) {
   if (seconds === null || seconds === undefined) return '';
