@@ -161,7 +161,7 @@ def test_a_rate_of_one_part_is_not_held_against_recipes(tmp_path: Path, embeddin
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"n_layer": 1, "n_head": 2, "n_embd": 128, "vocab_size": 64}, "1 layer: fewer than 2 deviate"),
+        ({"n_layer": 1, "n_head": 2, "n_embd": 128, "vocab_size": 64}, "1 layer: models of fewer than 2 deviate"),
         ({"n_layer": 2, "n_head": 2, "n_embd": 64, "vocab_size": 64}, None),
         ({"n_layer": 2, "n_embd": 64}, None),
     ],

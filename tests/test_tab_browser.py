@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -176,23 +177,30 @@ def test_what_to_do_comes_first_and_a_run_with_a_warning_is_not_green(chromium: 
     for number, severity in ((10, "warning"), (9, "note"), (2, "critical")):
         advice = {**SAID, "severity": severity, "reason": severity, "what": f"This is {severity}."}
         write(tmp_path / f"run {number}", planted_run(f"run {number}", 1e8 * number, 2e9), advice=advice)
+    write(tmp_path / "run 11", planted_run("run 11", 1e9, 2e10, status="running", until=0.5))  # without a forecast
     with tensorboard(tmp_path) as url:
         opened(chromium, url)
-        until(chromium, "return document.querySelectorAll('.now li').length === 2")
+        until(chromium, "return document.querySelectorAll('.now li').length === 3")
         now = chromium.execute_script("return [...document.querySelectorAll('.now li')].map(each => each.innerText)")
         assert (
             "CRITICAL run 2: This is critical." in now[0]
             and "Next time: stop." in now[0]
             and "WARNING run 10" in now[1]
         )
+        assert re.fullmatch(r"run 11 is at step [\d,]+ of [\d,]+\.", now[2])
         assert chromium.execute_script("return document.querySelector('main > .card').classList.contains('now')")
         names = (
             "return [...document.querySelectorAll('.runs .name')].map(each => each.firstChild.nextSibling.textContent)"
         )
-        assert until(chromium, names)[:3] == ["run 2", "run 9", "run 10"]
+        assert until(chromium, names) == ["run 2", "run 9", "run 10", "run 11"]
         badges = chromium.execute_script("return [...document.querySelectorAll('.runs .status')].map(e => e.className)")
-        assert badges == ["status completed critical", "status completed ", "status completed warning"]
-        assert until(chromium, "return document.querySelectorAll('.runs .swatch').length === 3")
+        assert badges == [
+            "status completed critical",
+            "status completed ",
+            "status completed warning",
+            "status running ",
+        ]
+        assert until(chromium, "return document.querySelectorAll('.runs .swatch').length === 4")
         buttons = chromium.execute_script("return document.querySelector('.head').innerText")
         assert "Advice (2)" in buttons and console(chromium) == []
 

@@ -56,7 +56,7 @@ function item({run, others, severity, what, label, do: todo}) {
 function state({name, step, planned, forecast, forecast_step: made}) {
   const steps = step === null || step === undefined ? '–' : step.toLocaleString('en');
   const of = planned ? ` of ${planned.toLocaleString('en')}` : '';
-  const age = made < step ? `, as of step ${made.toLocaleString('en')}` : '';
+  const age = forecast && made !== null && made < step ? `, as of step ${made.toLocaleString('en')}` : '';
   const ends = forecast ? `; forecast loss at the end ${between(forecast[0], forecast.slice(1), loss)}, 80% interval${age}` : '';
   return element('li', {}, element('b', {}, name), ` is at step ${steps}${of}${ends}.`);
 }
