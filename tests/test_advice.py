@@ -457,7 +457,7 @@ def test_silence(evaluate: Any, known: dict[str, Any]) -> None:
         (
             batch,
             {"batch": batch_of(1e6)._replace(measured=None, measurements=7)},
-            "the gradient noise scale was measured at 7 steps, which is not enough",
+            "the gradient noise scale was measured at too few steps",
         ),
         (
             batch,

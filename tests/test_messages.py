@@ -308,7 +308,7 @@ def test_peak_flops_gives_mfu(train: Train, tmp_path: Path, caplog: pytest.LogCa
         (
             {"log_evry": 5},
             TypeError,
-            "isoflop has no option log_evry; its options are record_dir, log_every, tokens_fn",
+            "isoflop has no option log_evry; did you mean log_every? Its options are record_dir, log_every, tokens_fn",
         ),
         ({"log_every": 0}, ValueError, "log_every= expects a whole number of at least 1, got 0"),
         ({"log_every": 2.5}, ValueError, "log_every= expects a whole number of at least 1, got 2.5"),

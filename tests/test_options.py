@@ -31,7 +31,7 @@ def test_given_are_plain_values_for_the_record(tmp_path: Path):
         ("flops_per_token", 0, "flops_per_token= expects a positive number, got 0"),
         ("flops_per_token", -1.5, "flops_per_token= expects a positive number, got -1.5"),
         ("flops_per_token", math.nan, "flops_per_token= expects a positive number, got nan"),
-        ("peak_flops", math.inf, "peak_flops= expects a positive number, got inf"),
+        ("peak_flops", math.inf, "peak_flops= expects a positive number or 'measured', got inf"),
         ("log_every", 0, "log_every= expects a whole number of at least 1, got 0"),
         ("log_every", 2.5, "log_every= expects a whole number of at least 1, got 2.5"),
         ("log_every", "10", "log_every= expects a whole number of at least 1, got '10'"),
@@ -71,9 +71,10 @@ def test_an_option_that_does_not_exist():
     with pytest.raises(TypeError) as caught:
         Options.of(peak_flop=1e12, log_evry=3)
     assert str(caught.value) == (
-        "isoflop has no option log_evry, peak_flop; its options are record_dir, log_every, tokens_fn, flops_per_token, "
-        "num_params, peak_flops, fit_on, history, lr_plan, target_loss, inference_tokens, unique_tokens, intent, task, "
-        "price_per_hour, on_advice, thresholds, noise_scale, data_parallel"
+        "isoflop has no option log_evry, peak_flop; did you mean log_every, peak_flops? Its options are record_dir, "
+        "log_every, tokens_fn, flops_per_token, num_params, peak_flops, fit_on, history, lr_plan, target_loss, "
+        "inference_tokens, unique_tokens, intent, task, price_per_hour, on_advice, thresholds, noise_scale, "
+        "data_parallel"
     )
 
 

@@ -289,8 +289,7 @@ def _unmeasured(b: Batch | None) -> Missing:
     if b is None:
         why = "the run's tokens are not known"
     elif b.measurements or b.measuring:
-        times = f"{b.measurements} step{'s' * (b.measurements != 1)}"
-        why, quiet = f"the gradient noise scale was measured at {times}, which is not enough", b.measuring
+        why, quiet = "the gradient noise scale was measured at too few steps", b.measuring
     return Missing("the batch size", why, quiet)
 
 

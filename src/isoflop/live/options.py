@@ -6,6 +6,7 @@ import os
 import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any, Literal, TypedDict
 
 from isoflop.advice import Advice, Thresholds
@@ -121,7 +122,8 @@ class Options:
         for name in POSITIVE:
             value = getattr(self, name)
             given = value is not None and (name, value) != ("peak_flops", "measured")
-            need(name, not given or (_is_a(value, int | float) and 0 < value < float("inf")), "a positive number")
+            expected = "a positive number" + (" or 'measured'" if name == "peak_flops" else "")
+            need(name, not given or (_is_a(value, int | float) and 0 < value < float("inf")), expected)
         for name in ("log_every", "num_params", "data_parallel"):
             value = getattr(self, name)
             need(name, value is None or (_is_a(value, int) and value >= 1), "a whole number of at least 1")
@@ -173,7 +175,10 @@ class Options:
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(options) - set(known))
         if unknown:
-            raise TypeError(f"isoflop has no option {', '.join(unknown)}; its options are {', '.join(known)}")
+            names = (*known, "optimizer", "scheduler", "total_steps", "run_name")  # those of a plain loop too
+            near = [close for name in unknown for close in get_close_matches(name, names, 1)]
+            meant = f"; did you mean {', '.join(near)}?" if near else "."
+            raise TypeError(f"isoflop has no option {', '.join(unknown)}{meant} Its options are {', '.join(known)}")
         return cls(**options)
 
     def given(self) -> dict[str, Any]:
