@@ -222,6 +222,10 @@ def test_most_runs_refused_is_a_failure_in_one_line(tmp_path: Path) -> None:
     told = run("import", tmp_path / "logs", "-o", tmp_path / "runs", code=1).stderr
     assert told.count("no loss is in it") == 1 and "bad0.csv and 4 more: no loss is in it" in told
     assert "5 of 6 runs were refused" in told
+    for i in range(6):  # a file a metric, as DVCLive keeps them
+        (tmp_path / "logs" / f"bad{i}.csv").write_text(f"step,metric{i}\n" + rows)
+    told = run("import", tmp_path / "logs", "-o", tmp_path / "runs", code=1).stderr
+    assert told.count("no loss is in") == 1 and "bad0.csv and 5 more: no loss is in them" in told
 
 
 def test_one_evaluation_of_several_names_is_joined(tmp_path: Path) -> None:

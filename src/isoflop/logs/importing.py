@@ -50,6 +50,8 @@ EXPECTED = (
     "run or a CSV export of W&B, MLflow's mlruns, trackio's database, a CSV or Parquet table, lines of JSON or a "
     "trainer's output with steps and losses, or a folder with some"
 )
+MOST_WITHOUT = 5  # Sets of columns without a loss, each named
+NO_LOSSES = "no loss is in them: name its column with --loss COLUMN (an evaluation's with --loss eval/val=COLUMN)"
 TELLING = 5  # Equal values at equal steps that are no chance
 QUESTIONS = {
     "params": ("N is", "--params 124M (or --config config.json)", "--params NAME=124M", "fit and plan can't use"),
@@ -130,12 +132,13 @@ def import_runs(
             problems.append(str(problem))
         else:
             imported.setdefault(one.run.run_id, one)
+    kinds = len({lack.cause for empty in without.values() for _, lack in empty})
     for source, empty in without.items():
         if empty[0][0].ends and any(one.source == source for one in imported.values()):  # a table's other rows have one
             problems.append(f"{source}: no loss in {listed([logged.name for logged, _ in empty])}: left out")
             continue
-        for _, lack in empty:
-            refused.setdefault(lack.cause, []).append(source)
+        for _, lack in empty:  # a folder may hold a file a metric: one line then
+            refused.setdefault(NO_LOSSES if kinds > MOST_WITHOUT else lack.cause, []).append(source)
     for cause, sources in refused.items():
         problems.append(f"{listed([*dict.fromkeys(sources)], most=1)}: {cause}")
     if names:
