@@ -174,8 +174,8 @@ ASKED: list[tuple[str, str, str]] = [
     ),
     # flairNLP/flair training.log, mmdet 2: iterations begin again each epoch
     ("flair.log", lines(lambda s: f"epoch {1 + s // 70} - iter {s % 70 or 70}/70 - loss {loss(s)}"), "goes back"),
-    ("page.csv", "<!DOCTYPE html><html><body>step: 1 loss: 2.0</body></html>", "got a web page"),
-    ("table.xlsx", "PK\x03\x04", "got a compressed file"),
+    ("page.csv", "<!DOCTYPE html><html><body>step: 1 loss: 2.0</body></html>", "is a web page"),
+    ("table.xlsx", "PK\x03\x04", "is a compressed file"),
     ("log10.csv", curve("step,log10_loss", lambda s: f"{s},{loss(s)}"), "no loss is in it"),
 ]
 

@@ -594,11 +594,11 @@ def test_each_step_is_there_once(tmp_path_factory: pytest.TempPathFactory, rows:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("empty.csv", "", "got an empty file"),
-        ("weights.bin", b"\0\1\2\3" * 20, "got a file of another kind"),
-        ("package.json", '{"name": "x"}', "got JSON of another kind"),
+        ("empty.csv", "", "is an empty file"),
+        ("weights.bin", b"\0\1\2\3" * 20, "is a file of another kind"),
+        ("package.json", '{"name": "x"}', "is JSON of another kind"),
         ("isoflop-a.jsonl", '{"event":"header","isoflop":1}\n', "is a record of isoflop's own"),
-        ("notes.txt", "the loss was fine\nat step 3\n", "got text that is no table, without lines of steps and losses"),
+        ("notes.txt", "the loss was fine\nat step 3\n", "is text that is no table, without lines of steps and losses"),
         ("numbers.csv", "1,2\n3,4\n", "expected a table whose first row names two columns"),
     ],
 )
