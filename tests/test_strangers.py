@@ -679,6 +679,24 @@ def test_what_a_step_computes_changes_in_the_course_of_a_run(
     assert "their mean" in monitor.observer.costing.methods[OBSERVED]
 
 
+def test_layers_that_are_inserted_between_observed_steps(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(D, D), nn.Linear(D, D))
+    product = 2 * B * D * D
+
+    def loss(i: int) -> torch.Tensor:
+        if i == 6:
+            net.insert(1, nn.Linear(D, D))
+        found: torch.Tensor = net(torch.ones(B, D)).square().mean()
+        return found
+
+    _, step = updates(net, loss)
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
+        for i in range(20):
+            monitor.step(step(i), tokens=B)
+    assert 20 * 5 < (monitor.totals.flops_known or 0) / product < 6 * 5 + 14 * 8  # the eighth is observed
+    assert "until that was noticed" in monitor.observer.costing.methods[OBSERVED]
+
+
 def Net_forward(length: int) -> int:
     return 2 * B * length * (2 * (D * 3 * D + 2 * length * D) + D * V)
 

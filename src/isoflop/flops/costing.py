@@ -31,6 +31,7 @@ SHARE = 53
 """… and further ones, one in so many, in step with no period of a loop: to observe a step takes some tenths of its time
 more."""
 COMPILED_OPTIMIZER = "compiled code of the optimizer"
+NOTICED_LATE = "the model's layers changed between observed steps: until that was noticed, steps count as those before"
 BESIDE = "compiled calls; beside them the step is observed"
 APART_AT_MOST = 48
 """Shapes measured apart, .2 to 2 s each."""

@@ -244,6 +244,14 @@ class Gradients:
         self._all: list[ref[nn.Parameter]] = []
         self._wanted: list[bool | None] | None = None
 
+    def changed_unseen(self) -> bool:
+        """True if layers came, went, froze or thawed, and the `ends` do not show it: maybe some steps ago."""
+        shown = any(
+            each() is None or getattr(each(), "requires_grad", None) is not wanted for each, wanted in self.ends
+        )
+        now = None if self._model is None else [each.requires_grad for each in self._model.parameters()]
+        return not shown and self._wanted is not None and now != self._wanted
+
     def changed(self, anew: bool = False) -> bool:
         """Look at all that the model had the last time, or (`anew`) that it has now."""
         found = [each() for each in self._all]

@@ -19,7 +19,7 @@ from isoflop.flops.calls import (
     signature,
 )
 from isoflop.flops.cost import MAX_KNOWN, first_matrix, joined
-from isoflop.flops.costing import Costing
+from isoflop.flops.costing import NOTICED_LATE, Costing
 from isoflop.flops.counter import FlopCount
 from isoflop.flops.observe import Observation
 from isoflop.flops.parameters import Gradients, UseTracer, unwrap
@@ -339,6 +339,8 @@ class StepObserver(PlainSteps):
                 self.costing.waiting.update(counted.key for counted in self._pending)
             return
         self._computes = self._computes and bool(observation.ahead.model or not observation.evaluated.calls)
+        if self._gradients.changed_unseen():
+            self.costing.note_change(NOTICED_LATE)
         self.look_for_frozen_layers(anew=True)
         costing = self.costing
         if keys is not None and not self._by_calls and costing.differs(observation, keys):
@@ -497,8 +499,7 @@ class StepObserver(PlainSteps):
     def drain(self) -> tuple[Totals, float, int]:
         """`Tally.drain`, with the batches that were alike and the optimizer's part of the steps."""
         self._add_alike()
-        if self._gradients.changed():
-            self._forget_prices()
+        self.look_for_frozen_layers()
         if self.costing.optimizer.model:
             self.tally.add_flops(self.costing.optimizer, self._steps)
         self._steps = 0
