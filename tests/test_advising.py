@@ -182,7 +182,7 @@ def test_an_unusual_shape_is_noted_at_the_end(
         logging.getLogger("isoflop").setLevel(logging.NOTSET)
     printed = capsys.readouterr().out
     assert "isoflop: the run is over" in printed
-    assert ("a note on the model's shape, no verdict" in printed) == (said is not None)
+    assert ("the model's shape, not judged" in printed) == (said is not None)
     assert said is None or said in printed
 
 
