@@ -343,7 +343,9 @@ def test_an_explosion_in_the_first_steps_ends_the_run(log_every: int, by: int, t
     assert monitor.should_stop and monitor.steps <= by
     end = " ".join(capsys.readouterr().out.split())
     assert (
-        "Verdict: the loss ended at " in end and "above its best of " in end and "stood to the end: the loss div" in end
+        "Verdict: the loss ended at " in end
+        and "above its best of " in end
+        and "still active at the end: the loss div" in end
     )
     assert "fine: loss" not in end and "plateau" not in end
 
@@ -385,5 +387,5 @@ def test_a_fault_that_stays_is_not_over(tmp_path: Path, capsys: pytest.CaptureFi
         _, told = trained(tmp_path / name, stepped, steps=800, loss=level, task="pretraining")
         end = capsys.readouterr().out
         assert len([advice for advice in told if advice.reason is Reason.DIVERGING]) == 1, name
-        assert "stood to the end: the loss has risen." in end and "no longer held" not in end
+        assert "still active at the end: the loss has risen." in end and "no longer active" not in end
         assert "the loss ended at 2." in end and "above its best of 2.1" in end and "fine: loss" not in end
