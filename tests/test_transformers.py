@@ -21,8 +21,8 @@ from torch import nn
 from isoflop.live import AXES, SCALARS
 from isoflop.record import Run
 from isoflop.transformers import IsoFLOPCallback
-from tiny import Rows, losses, model, same_weights, the_run, totals, weights
-from trainers import hf_trainer
+from tiny import VOCABULARY, WIDTH, Rows, losses, model, same_weights, the_run, totals, weights
+from trainers import hf_arguments, hf_trainer
 
 ROWS = Rows(64)
 
@@ -384,3 +384,25 @@ def test_the_terminals_line_and_how_to_silence_it(tmp_path: Path, capsys: Any, c
     with caplog.at_level(logging.WARNING, "isoflop"):
         train(tmp_path / "b")
     assert "tok/s" not in capsys.readouterr().out
+
+
+class _CallsWithoutGradientsFirst(transformers.Trainer):
+    """As TRL's KTO: other completions go through the model ahead of its training call; each step has its own length."""
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *rest: Any, **more: Any) -> Any:
+        inputs = {name: value[:, : 8 + self.state.global_step] for name, value in inputs.items()}
+        with torch.no_grad():
+            model(**{name: value.flip(0) for name, value in inputs.items()})
+        return super().compute_loss(model, inputs, *rest, **more)
+
+
+def test_a_first_step_is_counted_from_its_beginning_on(tmp_path: Path) -> None:
+    _CallsWithoutGradientsFirst(
+        model(),
+        hf_arguments(tmp_path, max_steps=3, per_device_train_batch_size=4),
+        train_dataset=Rows(12),
+        callbacks=[IsoFLOPCallback(record_dir=tmp_path / "record")],
+    ).train()
+    each = 2 * (11 * WIDTH * WIDTH + VOCABULARY * WIDTH)  # a token's products, but for those of attention
+    forward = [4 * (length * each + 4 * length * length * WIDTH) for length in (8, 9, 10)]
+    assert totals(the_run(tmp_path / "record"))["flops"] == 4 * sum(forward)  # twice forward, and backward

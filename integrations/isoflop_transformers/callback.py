@@ -13,7 +13,7 @@ from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 
 from isoflop.flops.calls import watch
 from isoflop.guard import Guard, attempt, declare, hook
-from isoflop.live.monitor import Monitor
+from isoflop.live.monitor import SETTLING, Monitor
 from isoflop.live.options import Options
 from isoflop_transformers.trainer import (
     NO_TRAINER,
@@ -54,6 +54,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         self.guard = Guard()
         self.monitor: Monitor | None = None
         """The `Monitor` of the run, from the start of training on."""
+        self._unbegun: Monitor | None = None  # no step of it has begun yet
         self._unwatch: Callable[[], None] = _nothing
         self._unended: finalize[Any, Any] | None = None
         self._evaluating = False
@@ -108,6 +109,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
             else:
                 self._split = SplitSteps(trainer, monitor)
         monitor.start()
+        self._unbegun = monitor
 
     @hook("Hugging Face: on_train_end", "the record has no end line")
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -138,6 +140,13 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
             self._split = None
 
     # -- a training step -----------------------------------------------------------------------------------------
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The first step is observed from here on: a generation or a reference's call may come before the model's."""
+        monitor, self._unbegun = self._unbegun, None
+        if monitor is not None:
+            with monitor.guard.part(SETTLING):
+                monitor.observer.observe_next()
 
     def _look_at_loss(self, output: Any) -> None:
         if self.monitor is None or _OUTPUT in self.guard.aside:
