@@ -382,7 +382,7 @@ def test_a_rate_that_moved_by_another_hand_is_unknown(tmp_path: Path) -> None:
     assert isinstance(monitor.forecast, NoForecast) and monitor.forecast.reason is Refusal.LR_UNKNOWN
     (line,) = about(told)
     assert line.endswith(f"no scheduler was passed to isoflop. Pass scheduler= or {forecasting.GIVEN}.")
-    assert not any("takes it to stay" in line for line in told)  # nothing that is taken back
+    assert not any("assumes that it stays" in line for line in told)  # nothing that is taken back
     assert "learning_rates" not in the_run(tmp_path).planned
 
 
@@ -401,7 +401,7 @@ def test_a_rate_that_has_stayed_is_said_to_be_assumed(tmp_path: Path) -> None:
     )
     decays = monitor._forecast.curve.forecast(monitor._forecast.plan.decayed(1_000), final_step(TOTAL, "train"))
     assert assumed.low == decays.low < constant.low
-    assert len([line for line in told if "takes it to stay" in line]) == 1
+    assert len([line for line in told if "assumes that it stays" in line]) == 1
     assert "learning_rates" not in the_run(tmp_path / "a").planned
     assert not any(advice.reason.value == "target out of reach" for advice in monitor.advice)
 

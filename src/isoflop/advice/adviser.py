@@ -409,7 +409,7 @@ class Adviser:
                 self._missing[name] = found
             standing, in_a_row = self._standing[name], self.thresholds.in_a_row
             if not isinstance(found, Advice) or self._covered(name, found, run):
-                standing.nothing(in_a_row)
+                standing.found(None, in_a_row, run, late)
             else:
                 at_once = each.at_once or (found.severity is Severity.CRITICAL and run.nonfinite > 0)
                 if standing.found(found, 1 if at_once else in_a_row, run, each.early and late):

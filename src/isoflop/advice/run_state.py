@@ -382,17 +382,16 @@ class Standing:
         recent = run.step - self.given_at < max(again * 2 ** (self.times - 1), (KEPT - 1) * self.given_at)
         return recent or not run.task.falls  # what comes and goes may be meant: once
 
-    def nothing(self, in_a_row: int) -> None:
-        """No finding at this log step."""
-        self.held, self.gone = 0, self.gone + 1
-        if self.gone >= in_a_row:
-            self.severity = self.advice = None
-
-    def found(self, advice: Advice, in_a_row: int, run: Situation, late: bool) -> bool:
-        """A finding, which holds after so many in a row: whether it is to be given.
+    def found(self, advice: Advice | None, in_a_row: int, run: Situation, late: bool) -> bool:
+        """A finding, or none; it holds, or no longer does, after so many in a row: whether it is to be given.
 
         `late`: too little of the run is left for it; it is not given, but the run is not fine.
         """
+        if advice is None:
+            self.held, self.gone = 0, self.gone + 1
+            if self.gone >= in_a_row:
+                self.severity = self.advice = None
+            return False
         self.held, self.gone = self.held + 1, 0
         before, known = self.severity, self.advice
         if late and (known is None or advice.severity > known.severity):

@@ -46,6 +46,13 @@ class StandsAside(FlopCounter):
         """What can't be observed is about to run."""
         raise NotImplementedError
 
+    @property
+    def is_aside(self) -> bool:
+        """A compiled call, or the backward pass of one, is under way: at a step's end, as another torch's wrapper sets
+        its callback otherwise, and what came since was not seen.
+        """
+        return self._frame is not None or self._aside
+
     def stands_aside(self, frame: FrameType) -> bool:
         """Dynamo's wrapper is about to run compiled code, in this frame. False: it can't be measured apart."""
         if self._frame is not None:  # inside of another
@@ -132,11 +139,12 @@ def _compiles_backward() -> bool:
 
 def _compiled_call(frame: FrameType) -> Call | None:
     """The call of a module that a frame of dynamo's wrapper is about to make, no other's part; None: another."""
-    function, args, kwargs = (frame.f_locals.get(name) for name in ("fn", "args", "kwargs"))
+    known: dict[str, Any] = frame.f_locals
+    function, args, kwargs = known.get("fn"), known.get("args", ()), known.get("kwargs", {})
     inner = getattr(function, "__closure__", None) if getattr(function, "__name__", "") == "inner" else None
     called = getattr(inner[0].cell_contents if inner else function, "__self__", None)
     called = inner[0].cell_contents if inner and isinstance(inner[0].cell_contents, nn.Module) else called
-    around = [each.f_locals.get("self") for each in frames() if each.f_code is nn.Module._call_impl.__code__]
+    around: list[Any] = [each.f_locals.get("self") for each in frames() if each.f_code is nn.Module._call_impl.__code__]
     if not isinstance(called, nn.Module) or any(unwrap(each) is not unwrap(called) for each in around):
         return None
     call = described(unwrap(called), args, kwargs)

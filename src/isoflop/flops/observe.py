@@ -156,8 +156,9 @@ class Observation(StandsAside):
 
     def stop(self) -> None:
         """End, and close the last segment."""
-        if self._thread != get_ident() and not self.over:
-            self.meets(THREADS)
+        for kind, met in ((THREADS, self._thread != get_ident()), (COMPILED, self.is_aside)):
+            if met and not self.over:
+                self.meets(kind)
         if self.problem is None and not self.over:
             self._close(self._now())
         self.leave()
@@ -466,8 +467,7 @@ Change = Callable[[Observation], None]
 
 def _around(original: Any, before: Change, after: Change = lambda observation: None) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
-        here = _here()
-        for observation in here:
+        for observation in (here := _here()):
             before(observation)
         try:
             return original(*args, **kwargs)
