@@ -491,3 +491,8 @@ def gathering(observed: bool, folder: Path) -> Any:
         "body": "n = [None] * 2; dist.all_gather_object(n, ids.shape[1] + dist.get_rank()); h = h * (1 + sum(n) / 100)",
     }
     return results("plain", observed, folder / str(dist.get_rank()), ["collective"])
+
+
+def pooled(observed: bool, folder: Path) -> Any:
+    """A pool starts its thread under a lock that a fork of the process waits for."""
+    return results("loop", observed, folder, ["pool of threads"])

@@ -130,6 +130,8 @@ def test_a_toy_is_no_table_of_millions() -> None:
             "",
         ),  # each of its optimizer's best
         ("N,D,seed,lr,loss\n1e9,2e10,0,1e-3,2.5\n1e9,2e10,1,1e-3,2.6\n", ([1e9] * 2, [2e10] * 2, [2.5, 2.6]), ""),
+        ("N,D,lr,loss\n1e9,2e10,9.99e-4,2.5\n1e9,2e10,0.001,2.6\n", ([1e9] * 2, [2e10] * 2, [2.5, 2.6]), ""),
+        ("N,D,lr,loss\n1e9,2e10,0,2.5\n1e9,2e10,1e-9,2.6\n", ([1e9] * 2, [2e10] * 2, [2.5, 2.6]), ""),  # at the end
     ],
 )
 def test_tables_as_people_write_them(

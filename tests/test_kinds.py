@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kinds import KINDS, LOOPS, NOT_CHECKPOINTED, gathering, results
+from kinds import KINDS, LOOPS, NOT_CHECKPOINTED, gathering, pooled, results
 from workers import run
 
 A_FEW = {loop: list(KINDS)[place :: 12 if place else 6] for place, loop in enumerate(LOOPS)}
@@ -36,3 +36,8 @@ def test_every_kind_of_forward_trains_as_without(loop: str, tmp_path: Path) -> N
 
 def test_a_forward_that_talks_to_other_ranks(tmp_path: Path) -> None:
     assert run(gathering, True, tmp_path / "with", ranks=2) == run(gathering, False, tmp_path / "without", ranks=2)
+
+
+def test_a_forward_that_starts_a_pool_of_threads_does_not_hang(tmp_path: Path) -> None:
+    (without,), (watched,) = (run(pooled, watches, tmp_path, timeout=120) for watches in (False, True))
+    assert watched == without

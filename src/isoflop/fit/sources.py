@@ -144,19 +144,24 @@ def tells_kinds(name: str, cells: Sequence[str]) -> bool:
 def best_of_rates(rows: Sequence[Mapping[str, str]], rate: str, columns: Mapping[str, Sequence[float]]) -> list[int]:
     """Runs but for those that another rate beats in the mean at the same size, tokens and kind of run.
 
+    Rates that agree in two digits are one: warm-ups and rounding end near each other. Where one is 0 the column tells
+    the ends of schedules, not their peaks, and all runs stay.
+
     Args:
         rows: their cells.
         rate: the column of learning rates.
         columns: N, D and loss, one number a run; without these all runs stay.
     """
-    if not {"N", "D", "loss"} <= {*columns}:
+    values = [cell_number(row.get(rate, "")) for row in rows]
+    if not {"N", "D", "loss"} <= {*columns} or 0 in values:
         return [*range(len(rows))]
+    peaks = [row.get(rate, "") if value is None else f"{value:.1e}" for row, value in zip(rows, values, strict=True)]
     every = {name: [row.get(name, "") for row in rows] for name in rows[0] if kind_of(name) is None}
     kinds = [cells for name, cells in every.items() if tells_kinds(name, cells)]  # another optimizer has another best
     tried: dict[tuple[str, ...], dict[str, list[int]]] = {}
-    for i, row in enumerate(rows):
+    for i, peak in enumerate(peaks):
         place = (*(f"{columns[name][i]:.4g}" for name in "ND"), *(cells[i] for cells in kinds))
-        tried.setdefault(place, {}).setdefault(row.get(rate, ""), []).append(i)
+        tried.setdefault(place, {}).setdefault(peak, []).append(i)
 
     def mean(runs: list[int]) -> float:
         return sum(columns["loss"][i] for i in runs) / len(runs)

@@ -31,6 +31,10 @@ class Uncountable(Exception):
     """The reason why a forward pass can't be replayed on the meta device."""
 
 
+class TookTooLong(Uncountable):
+    """Its time was over, or its process ended."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """A tensor argument without its values."""

@@ -15,12 +15,12 @@ from typing import Any
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from isoflop.flops.calls import Call, Signature, Uncountable
+from isoflop.flops.calls import Call, Signature, TookTooLong, Uncountable
 from isoflop.flops.cost import MAX_KNOWN, RecentMean, StepCost, first_matrix, joined
 from isoflop.flops.count import estimated
 from isoflop.flops.counter import NOTHING, FlopCount
-from isoflop.flops.measure import CAN_FORK, measure_flops, measure_optimizer
-from isoflop.flops.observe import Observation, Segment
+from isoflop.flops.measure import CAN_FORK, SECONDS, measure_flops, measure_optimizer
+from isoflop.flops.observe import THREADS, Observation, Segment
 from isoflop.flops.operators import APART, ESTIMATED, FORMULA, GIVEN, OBSERVED, SIX_ND
 from isoflop.flops.parameters import Parameters, Uses, count_parameters, given_parameters
 from isoflop.guard import pass_on
@@ -35,6 +35,8 @@ NOTICED_LATE = "the model's layers changed between observed steps: until that wa
 BESIDE = "compiled calls; beside them the step is observed"
 APART_AT_MOST = 48
 """Shapes measured apart, .2 to 2 s each."""
+WITHOUT_THREADS = 10.0
+"""Seconds to measure for where the forward uses threads: a copy of the process has none, and would wait for them."""
 
 
 class Costing:
@@ -94,6 +96,8 @@ class Costing:
         self.now_known = 0
         """Of what `learn` corrected last, how many had been unknown."""
         self._apart: dict[Signature, FlopCount | str] = {}
+        self._in_vain = ""
+        """Why nothing more is measured apart: it took all of its time."""
         self._told: set[str] = set()
         self.parameters = self._parameters()
 
@@ -313,9 +317,14 @@ class Costing:
         try:
             if not CAN_FORK:  # the user's code is not run in this process
                 raise Uncountable("this system can't copy a process")
-            measurement = measure_flops(self.model, [call])
+            if self._in_vain:
+                raise Uncountable(self._in_vain)
+            seconds = WITHOUT_THREADS if self.blocked == THREADS else SECONDS
+            measurement = measure_flops(self.model, [call], seconds=seconds)
         except Uncountable as reason:
             self._apart[key] = str(reason)
+            if isinstance(reason, TookTooLong):
+                self._in_vain = str(reason)
         else:
             self._apart[key] = measurement.flops
             if self.methods.get(APART) == BESIDE:

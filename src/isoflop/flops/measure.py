@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from isoflop.flops.calls import Call, Shape, Uncountable, metas, tensors_in
+from isoflop.flops.calls import Call, Shape, TookTooLong, Uncountable, metas, tensors_in
 from isoflop.flops.counter import FlopCount, FlopCounter, ModuleOwner, Phase
 from isoflop.flops.parameters import Uses, UseTracer, unwrap
 from isoflop.flops.totals import world_size
@@ -347,7 +347,8 @@ def run_apart(
     `prepare(pipe)` sets other limits. The accelerator is out of its reach.
 
     Raises:
-        Uncountable: it raised (the reason is in the text), took longer than `seconds`, or no process could be made.
+        Uncountable: it raised (the reason is in the text), or no process could be made.
+        TookTooLong: it took longer than `seconds`.
     """
     theirs, ours = os.pipe()
     try:
@@ -367,7 +368,7 @@ def run_apart(
         os.close(theirs)
         _end(child)
     if answer is None:
-        raise Uncountable(f"it took longer than {seconds:.0f} s, or its process ended")
+        raise TookTooLong(f"it took longer than {seconds:.0f} s, or its process ended")
     result, reason = pickle.loads(answer)  # from our own process
     if reason is not None:
         raise Uncountable(reason)

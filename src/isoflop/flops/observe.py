@@ -97,7 +97,7 @@ class Observation(StandsAside):
         self.ahead = NOTHING
         """What ran before the first forward call, if it does not start where the step does."""
         self.blocked: Callable[[], None] | None = None
-        """Called at the moment when counting turns out to be impossible."""
+        """Called at the moment when counting turns out to be impossible; for threads, at the end."""
         self.optimizer_stepped = False
         self.unseen: list[Any] = []
         """Optimizers that may have matrix products and stepped in compiled code, or behind another's."""
@@ -162,6 +162,8 @@ class Observation(StandsAside):
         if self.problem is None and not self.over:
             self._close(self._now())
         self.leave()
+        if self.problem == THREADS and self.blocked is not None:
+            self.blocked()  # not where the thread starts: a pool starts its own under the lock that a fork waits for
 
     def leave(self) -> None:
         """End, at any time and in any thread: nothing is counted any more, and the mode is taken off."""
@@ -247,7 +249,7 @@ class Observation(StandsAside):
         if first:
             self.problem, self.for_good = problem, for_good
         self.leave()
-        if first and self.blocked is not None:
+        if first and problem != THREADS and self.blocked is not None:
             self.blocked()
 
     def interrupted(self) -> None:
@@ -467,13 +469,11 @@ Change = Callable[[Observation], None]
 
 def _around(original: Any, before: Change, after: Change = lambda observation: None) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
-        for observation in (here := _here()):
-            before(observation)
-        try:
+        with ExitStack() as ends:
+            for observation in _here():
+                before(observation)
+                ends.callback(after, observation)
             return original(*args, **kwargs)
-        finally:
-            for observation in here:
-                after(observation)
 
     return call
 
