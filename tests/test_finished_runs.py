@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from fits import hoffmann
 from isoflop.cli import app
 from isoflop.figures import FIGURES, Figure, by_group, matplotlib_figure, plotly_figure
+from isoflop.fit.own_runs import learn_from
 from isoflop.fit.sources import number_of
 from isoflop.fit.table import read_table
 from isoflop.record import Point, Run, read_run, read_runs
@@ -383,3 +384,19 @@ def test_an_import_keeps_its_status_when_read_again(tmp_path: Path) -> None:
     (path,) = (tmp_path / "runs").iterdir()
     assert read_run(path).status == "interrupted"
     assert "1 unchanged" in run("import", tmp_path / "log.jsonl", "-o", tmp_path / "runs").stdout
+
+
+def test_a_run_that_saw_little_data_again_and_again_is_no_point_of_a_law_nor_the_best(tmp_path: Path) -> None:
+    """Of the shipped runs one saw 32,768 tokens 28 times: the lowest training loss, the highest on held-out data."""
+    run("demo", "--no-serve", "-o", tmp_path)
+    ranked = json.loads(run("rank", tmp_path, "--json").stdout)
+    assert ranked["loss"] == "eval/val"
+    assert [each["name"] for each in ranked["runs"]] == ["98k", "25k", "6k", "98k-on-32kB"]
+    live = run("rank", tmp_path, "--loss", "train")
+    assert "by eval/val so far 98k is the best: --loss eval/val" in live.stderr and "training loss" in live.stdout
+    table = read_table([tmp_path], ("N", "D", "loss"))
+    assert len(table.rows) == 3 and "98k-on-32kB: it saw its data 28 times" in " ".join(table.left_out)
+    assert len(read_table([tmp_path], ("N", "D", "U", "loss")).rows) == 1  # the others' data are not known
+    drawn = study_of(read_sources([tmp_path]))
+    assert [end.name for end in drawn.ends if end.left_out.startswith("it saw its data")] == ["98k-on-32kB"]
+    assert len(learn_from(read_runs(tmp_path), loss="eval/val").points) == 3

@@ -129,7 +129,13 @@ def rank(
         typer.Option(metavar="FRACTION", help="Rank the runs as they were at this part of their plans."),
     ] = None,
     history: Annotated[list[Path] | None, typer.Option(help="Finished runs that the forecasts learn from.")] = None,
-    loss: CurveLoss = "train",
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="Loss of records: `train`, eval/<name>, or names joined: eval/val=eval/valid,…; by default an "
+            "evaluation's where all runs are finished and have it, else the training loss."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Order runs by their forecast final loss, with probabilities, and name those that can stop.
@@ -138,7 +144,7 @@ def rank(
     """
     from isoflop.figures.text import unique_names
     from isoflop.fit.runs import unfinished
-    from isoflop.fit.sources import joined
+    from isoflop.fit.sources import common_loss, joined
     from isoflop.forecast import DEFAULT_PRIORS, LossCurve, history_of, learn_priors
     from isoflop.forecast import rank as rank_forecasts
 
@@ -152,6 +158,9 @@ def rank(
             if problem:
                 tell("rank", f"--history: {problem}")
         given = read(runs)
+        if loss is None:
+            over = at is None and not given.published and not any(map(unfinished, given.records))
+            loss = common_loss(given.records) if over else "train"
         given.records, loss = joined(given.records, loss)
         published = [f"{run.dataset}/{run.name}" for run in given.published]
         names = unique_names(
@@ -183,10 +192,33 @@ def rank(
                 found[name] = ending
         found |= _final_losses(ended)
         ranked = rank_forecasts(found, finished=finished, stopped=stopped, silent=silent, keep=keep, sure=sure)
+        if other := _otherwise(ranked, dict(zip(names[len(published) :], given.records, strict=True)), loss):
+            tell("rank", other)
     if as_json:
-        print_json(_ranking_object(ranked))
+        print_json({"loss": loss} | _ranking_object(ranked))
     else:
-        _print_ranking(ranked, {name for name in silent if name not in stopped})
+        _print_ranking(ranked, {name for name in silent if name not in stopped}, loss)
+
+
+def _otherwise(ranked: Ranking, records: Mapping[str, Run], loss: str) -> str:
+    """That by the last values of an evaluation another run is the best than by the training loss; "": it is not."""
+    from isoflop.fit.sources import known_losses, loss_names
+
+    mine = {run.name: records[run.name] for run in ranked.runs if run.name in records}
+    if loss != "train" or len(mine) < max(len(ranked.runs), 2):
+        return ""
+    for name in loss_names(next(iter(mine.values()))):
+        ends = {
+            run: [values[name] for point in record.points if name in (values := known_losses(point))][-1:]
+            for run, record in mine.items()
+        }
+        if (
+            name != loss
+            and all(ends.values())
+            and (best := min(ends, key=lambda run: ends[run])) != ranked.runs[0].name
+        ):
+            return f"ordered by the training loss; by {name} so far {best} is the best: --loss {name} orders by that"
+    return ""
 
 
 def _ending(
@@ -301,11 +333,18 @@ def _cells(score: Score) -> tuple[str, str, str]:
     return " / ".join(off), f"{score.coverage:.0%}", f"{score.spoke:.0%}"
 
 
-def _print_ranking(ranking: Ranking, open_end: Collection[str]) -> None:
-    """Print the order of runs, and which of them can stop; `open_end`: silent ones that may go on."""
+def _print_ranking(ranking: Ranking, open_end: Collection[str], loss: str) -> None:
+    """Print the order of runs by a loss, and which of them can stop; `open_end`: silent ones that may go on."""
     console = screen(110)
     best = "best" if ranking.keep == 1 else f"best {ranking.keep}"
-    heads = ("run", "final loss", "80% interval", "below\nthe next", f"among\nthe {best}", "")
+    heads = (
+        "run",
+        f"final\n{'training loss' if loss == 'train' else loss}",
+        "80% interval",
+        "below\nthe next",
+        f"among\nthe {best}",
+        "",
+    )
     table = grid(*heads, left=(0, 5), folded=(0, 5))
     for run in ranking.runs:
         forecast = run.forecast

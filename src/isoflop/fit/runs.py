@@ -462,13 +462,18 @@ class RunEnd:
     kinds: tuple[tuple[str, str], ...] = ()
 
 
-def end_of_curve(curve: RunCurve, loss: str, convention: str) -> RunEnd:
+REPEATED = 4.0
+"""Epochs up to which repeated tokens are nearly as good as new ones (Muennighoff et al. 2023, figure 5)."""
+
+
+def end_of_curve(curve: RunCurve, loss: str, convention: str, repeats: bool = False) -> RunEnd:
     """The end of a recorded run.
 
     Args:
         curve: the run.
         loss: `train` or eval/<name>.
         convention: which parameters N counts.
+        repeats: it is for a law that knows of repeated tokens; others are of runs that saw theirs `REPEATED` times.
     """
     N = curve.size(convention)
     known = np.flatnonzero(curve.known(loss, curve.tokens))
@@ -486,6 +491,8 @@ def end_of_curve(curve: RunCurve, loss: str, convention: str) -> RunEnd:
         why = f"its parameters ({convention.replace('_', ' ')}) are not known"
     flops = float(curve.flops[fine[-1]])
     D, L = float(curve.tokens[fine[-1]]), None if broken else float(values[last].mean())
+    if not why and not repeats and (unique := curve.run.unique_tokens) and REPEATED * unique < D:
+        why = f"it saw its data {D / unique:.3g} times, which a law of N and D alone does not know"
     return RunEnd(curve.name, N, D, L, flops if np.isfinite(flops) else None, curve.run_id, why)
 
 

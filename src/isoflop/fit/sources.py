@@ -445,11 +445,11 @@ class RecordRows:
     doubts: tuple[str, ...] = ()
 
 
-def record_rows(runs: Sequence[Run], convention: str | None, loss: str | None) -> RecordRows:
+def record_rows(runs: Sequence[Run], convention: str | None, loss: str | None, repeats: bool = False) -> RecordRows:
     """Each finished run at its end.
 
     The loss is by default one that all runs have, an evaluation's if there is one, else that of most runs; N likewise
-    by `common_n`. `loss` as of `joined`.
+    by `common_n`. `loss` as of `joined`, `repeats` as of `end_of_curve`.
     """
     runs, loss = joined(runs, loss)
     reasons = [_useless(run) for run in runs]
@@ -462,7 +462,7 @@ def record_rows(runs: Sequence[Run], convention: str | None, loss: str | None) -
     left_out: list[tuple[str, str]] = []
     for run, why, groups in zip(runs, reasons, groups_of(runs), strict=True):
         called, curve = run.name or run.run_id, curve_of_run(run)
-        end = end_of_curve(curve, name, convention)
+        end = end_of_curve(curve, name, convention, repeats)
         losses = loss_names(run)
         if not why and end.left_out:
             why = end.left_out + (f" (it has {', '.join(sorted(losses))})" if name not in losses else "")
@@ -475,6 +475,7 @@ def record_rows(runs: Sequence[Run], convention: str | None, loss: str | None) -
             **{f"loss_{key}": end_of_curve(curve, key, convention).loss for key in losses},
             "N": run.parameters.get(convention),
             "D": end.D,
+            **({} if run.unique_tokens is None else {"unique_tokens": run.unique_tokens}),
             "C": end.flops,
             "loss": end.loss,
             LOSS_NAME: name,

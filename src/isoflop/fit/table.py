@@ -130,7 +130,7 @@ def read_table(
         else:
             files.append(source)
     parts = [(str(file), file_rows(file), "unknown") for file in files]
-    ended = record_rows(read_runs(*records), convention, loss) if records else RecordRows()
+    ended = record_rows(read_runs(*records), convention, loss, "U" in wanted) if records else RecordRows()
     if ended.rows or not files:
         parts.append((", ".join(map(str, records)), ended.rows, ended.convention))
     if not any(rows for _, rows, _ in parts):
@@ -209,7 +209,7 @@ def table_of_runs(
     runs: Sequence[Run], wanted: Sequence[str], convention: str | None = None, loss: str | None = None
 ) -> Table:
     """The same of runs that were read already. Raises as `read_table` does."""
-    ended = record_rows(runs, convention, loss)
+    ended = record_rows(runs, convention, loss, "U" in wanted)
     if not ended.rows:
         raise BadData("expected finished runs with a loss, got none" + "".join(f"; {text}" for text in ended.left_out))
     table = _one_of([_Reading(ended.rows, wanted, {}).table(ended.convention)])

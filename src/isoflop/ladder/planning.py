@@ -19,6 +19,7 @@ from isoflop.arrays import Array
 from isoflop.fit.drifting_law import RATIO, known_line
 from isoflop.fit.plan import expected_loss
 from isoflop.fit.posterior import NOISE, SHARED, beyond
+from isoflop.fit.runs import REPEATED
 from isoflop.fit.table import read_table
 from isoflop.ladder.design import DECAY, Bounds, Problem, Rung, Worth, best_design, even_grid, worth_of
 from isoflop.ladder.plan import ExpectedInterval, LadderPlan, PlannedRun
@@ -39,8 +40,6 @@ from isoflop.record.run import DEFAULT_N
 
 LEAST_RUNS = 9
 """Three profiles of three sizes: the least that show five constants and their noise."""
-REPEATED = 4.0
-"""Epochs up to which repeated tokens are nearly as good as new ones (Muennighoff et al. 2023, figure 5)."""
 DEARER = 0.22
 """Ln sd of N_opt that it may cost to keep all runs in the batch rule's range: as much as a third less spend."""
 FAR = 1e3

@@ -62,7 +62,7 @@ def passport(run: Run) -> dict[str, Any]:
     peak, flops = run.device.get("peak_flops"), last.flops if last is not None else None
     most = 3600 * hours * devices * peak if hours and devices and isinstance(peak, int | float) else 0.0
     mfu = flops / most if flops and most > 0 else None
-    unique, data = run.options.get("unique_tokens"), last.data_tokens if last is not None else None
+    unique, data = run.unique_tokens, last.data_tokens if last is not None else None
     forecast = half_time(run)
     names = dict.fromkeys(name for point in run.points for name in point.losses)
     return {

@@ -166,6 +166,12 @@ class Run:
         return max(last, stated) if isinstance(stated, int) else last
 
     @property
+    def unique_tokens(self) -> float | None:
+        """Tokens of the data set, as the user gave them."""
+        stated = self.options.get("unique_tokens")
+        return float(stated) if isinstance(stated, int | float) and stated > 0 else None
+
+    @property
     def not_ended(self) -> str:
         """Why it did not come to its planned end; "": it did. Whether its loss is a number there is not asked."""
         return self.stopped or ("it is not finished" if self.status == "running" else "")

@@ -325,7 +325,7 @@ def _ranges(study: Study) -> str:
 
 def _epochs(curves: Sequence[RunCurve]) -> float | None:
     """Most passes of a run over its data; None: not all records tell."""
-    unique = [number_of(curve.run.options.get("unique_tokens")) for curve in curves]
+    unique = [curve.run.unique_tokens for curve in curves]
     seen = [float(curve.tokens[-1]) if len(curve.tokens) else 0.0 for curve in curves]
     passes = [tokens / value for tokens, value in zip(seen, unique, strict=True) if value]
     return max(passes) if passes and len(passes) == len(curves) else None
