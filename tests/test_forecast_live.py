@@ -148,7 +148,7 @@ def test_a_planted_run_is_forecast_and_shown_everywhere(whole: SimpleNamespace) 
         f"isoflop: forecast at step 1,000: {half.loss:.3f} (80%: {half.low:.3f} to {half.high:.3f}) · final loss "
         f"{Outcome(half, final.mean, final.error)}"
     )
-    assert line.endswith("· inside")
+    assert line.endswith(", inside the interval")
 
 
 def test_losses_that_agree_by_chance_tell_no_error(whole: SimpleNamespace) -> None:

@@ -112,7 +112,7 @@ class Refusal(str, Enum):
     )
     TOO_WIDE = (
         "interval too wide",
-        "The 80% interval is ±{half:.1%} of the loss; a forecast is shown up to ±{most:.1%}.",
+        "Its 80% interval would be ±{half:.1%} of the loss: too wide to show, which is beyond ±{most:.1%}.",
         True,
     )
     LR_UNKNOWN = "learning rate unknown", "The learning rate to come is unknown: {why}. Pass {remedy}."
@@ -303,8 +303,8 @@ class Outcome:
         return self.forecast.low - self.error <= self.final <= self.forecast.high + self.error
 
     def __str__(self) -> str:
-        """For example "0.3% below · inside"."""
+        """For example "2.405: 0.3% below, inside the interval"."""
         # few losses that agree by chance tell no error
         off, error = self.off, f" ± {self.error:.3f}" if self.error >= 5e-4 else ""
         where = "as forecast" if abs(off) < 5e-4 else f"{abs(off):.1%} {'above' if off > 0 else 'below'}"
-        return f"{self.final:.3f}{error}: {where} · {'inside' if self.inside else 'outside the interval'}"
+        return f"{self.final:.3f}{error}: {where}, {'inside' if self.inside else 'outside'} the interval"

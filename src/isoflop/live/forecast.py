@@ -347,7 +347,7 @@ def half_time_line(half_time: tuple[int, Forecast] | None, final: FinalLoss) -> 
 
     >>> forecast = Forecast(2.412, 2.395, 2.429, 0.012, 0.8, 6000, "isoflop")
     >>> half_time_line((3000, forecast), FinalLoss.of([2.405]))
-    'isoflop: forecast at step 3,000: 2.412 (80%: 2.395 to 2.429) · final loss 2.405: 0.3% below · inside'
+    'isoflop: forecast at step 3,000: 2.412 (80%: 2.395 to 2.429) · final loss 2.405: 0.3% below, inside the interval'
     """
     if half_time is None or final.mean is None:
         return None

@@ -116,7 +116,7 @@ def markdown(known: dict[str, Any]) -> str:
         ("Tokens", cell(tokens["data"], short)),
         ("Passes over the data", cell(tokens["repeats"], ".2f")),
         ("Training compute", f"{cell(flops['model'], '.3g')} FLOPs ({flops['method'] or 'method unknown'})"),
-        ("6·N·D", f"{cell(flops['six_n_d'], '.3g')} FLOPs"),
+        ("6·N·D", f"{cell(flops['six_n_d'], '.3g')} FLOPs (N non-embedding without the head, D with padding)"),
         ("Devices", f"{device['number'] or '–'} × {device['name'] or 'unknown'}, {device['dtype'] or 'unknown'}"),
         ("Training time", cell(known["time"]["training_hours"], _duration)),
         ("Device time", cell(known["time"]["device_hours"], _duration)),

@@ -143,7 +143,9 @@ class Sinks(Part):
             self._print(step)
 
     def _print(self, step: LogStep) -> None:
-        line = partial(interval_line, step.step, step.scalars, getattr(step.forecast, "as_of", None))
+        ends = getattr(step.forecast, "step", None)  # what it forecasts has come
+        shown = {name: x for name, x in step.scalars.items() if ends != step.step or "/forecast_" not in name}
+        line = partial(interval_line, step.step, shown, getattr(step.forecast, "as_of", None))
         self._guard.tell(self._run.say, line)
 
     def evaluate(self, name: str, loss: float, step: LogStep) -> None:
@@ -349,9 +351,11 @@ def closing_lines(
         ended: where the loss ended, and what its best was, where that is not the same.
     """
     through = "" if run.N is None else f" through {count(run.N)} parameters (N with the head)"
-    spent = [(f"{count(run.tokens)} tokens" if run.tokens else "tokens unknown") + through]
+    padding = step.scalars.get("isoflop/padding_fraction") or 0.0
+    beside = f" and {count(run.tokens * padding / (1 - padding))} of padding" if run.tokens and 0 < padding < 1 else ""
+    spent = [(f"{count(run.tokens)} tokens{beside}" if run.tokens else "tokens unknown") + through]
     if run.flops:
-        spent.append(f"{count(run.flops)} FLOPs {_counted(str(step.counting.get('method')))}")
+        spent.append(f"{run.flops:.3g} FLOPs {_counted(str(step.counting.get('method')))}")
     if run.seconds:
         spent.append(str(Quantity("", run.seconds / 3600, "hours")).removeprefix(" = ") + " of training")
     if "isoflop/goodput" in step.scalars:
@@ -400,10 +404,13 @@ def _verdict(
     ratio = f"{count(run.planned_tokens / run.N)} tokens per parameter" if run.planned_tokens and run.N else ""
     share_of, scale = "", step.scalars.get("isoflop/b_simple")
     if run.batch is not None:
-        over = run.batch.tokens / run.batch.critical.value
-        share_of = f"{over:.2g} of the critical size"
-        if not batch and not Thresholds.batch_small <= over <= Thresholds.batch_large:
-            batch = f"{share_of}, but not surely"
+        tokens, critical, least = run.batch.tokens, run.batch.critical, Thresholds.batch_small
+        low, high = critical.interval(0.8)
+        share_of = f"{tokens / critical.value:.2g} of the critical size, 80%: {tokens / high:.2g} to {tokens / low:.2g}"
+        within = critical.probability_below(tokens / least)
+        within -= critical.probability_below(tokens / Thresholds.batch_large)
+        if not batch and within < Thresholds.sure:
+            batch = f"{share_of}: neither surely fine nor surely not"
     if batch and scale is not None:
         batch += f"; the noise scale so far is {count(scale)} tokens"
     loss = falling_loss(run) or loss_unjudged
