@@ -79,7 +79,7 @@ class Classifier(nn.Module):
 def test_no_tokens_in_the_batch(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = train(tmp_path, Classifier(), Images(64))
+    found = train(tmp_path, Classifier(), Images(60))  # the last batch is a smaller one
     assert messages(caplog) == [
         "isoflop: expected token ids in the batch (input_ids, a tensor of integers, or a tuple that begins with one), "
         "got a mapping of pixels: Tensor (8, 16) of float32, labels: Tensor (8, 16) of int64. Without tokens there are "
@@ -87,16 +87,16 @@ def test_no_tokens_in_the_batch(
         'tokens_fn=lambda batch: batch["labels"].numel(), if these are its tokens'
     ]
     printed = capsys.readouterr().out
-    assert not any(text in printed for text in ("no forecast", "no advice", "tokens of the parts"))
+    assert not any(text in printed for text in ("no forecast", "no advice", "tokens of the parts", "no gradient"))
     assert len([line for line in printed.splitlines() if line.startswith("isoflop: the run is over")]) == 1
     run = the_run(tmp_path)
     last = run.points[-1]
     assert (last.tokens, last.padding, last.loss_tokens, last.flops_6nd) == (None, None, None, None)
     assert (
-        last.flops == 64 * 2 * 2 * 16 * 32
+        last.flops == 60 * 2 * 2 * 16 * 32
     )  # forward, and of the backward pass the weights' half: measured all the same
     assert list(losses(run)) == [2, 4, 6, 8]
-    assert same_weights(found, train(tmp_path, Classifier(), Images(64), observed=False))
+    assert same_weights(found, train(tmp_path, Classifier(), Images(60), observed=False))
 
 
 @WAYS

@@ -165,7 +165,7 @@ def test_frozen_and_lora_like_layers():
 
 
 class Probe(nn.Module):
-    """A frozen TinyGPT without gradients: "teacher" beside a trained one, or "backbone" of a trained head."""
+    """A frozen TinyGPT without gradients: "teacher" or "average" beside a trained one, "backbone" of a trained head."""
 
     def __init__(self, role: str) -> None:
         super().__init__()
@@ -173,16 +173,20 @@ class Probe(nn.Module):
         self.trained = nn.Linear(48, 3, bias=False) if role == "backbone" else TinyGPT()
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        if self.role == "average":
+            return self.trained(ids, ids)[0]
         with torch.no_grad():
             given = self.frozen(ids, ids)[0]
         return self.trained(given) if self.role == "backbone" else (self.trained(ids, ids)[0] - given).pow(2).mean()
 
 
-def test_a_teacher_is_no_part_of_n_but_a_backbone_is():
+def test_a_teacher_and_an_average_are_no_part_of_n_but_a_backbone_is():
     alone = by_use(TinyGPT(), tokens(2, 8), tokens(2, 8))
     assert alone.non_embedding is not None
     taught, probed = (by_use(Probe(role), tokens(2, 8)) for role in ("teacher", "backbone"))
     assert (taught.total, taught.non_embedding, taught.active) == (2 * alone.total, alone.non_embedding, alone.total)
+    averaged = by_use(Probe("average"), tokens(2, 8))
+    assert (averaged.non_embedding, averaged.active) == (taught.non_embedding, taught.active)
     assert (probed.non_embedding, probed.active) == (alone.non_embedding + 3 * 48, alone.total + 3 * 48)
 
 

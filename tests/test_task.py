@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,24 @@ def test_frozen_sinusoids_are_no_fine_tuning() -> None:
     net.wte.weight.requires_grad_(False)
     assert describe_task(RunInfo(), net).start == "finetuning"
     assert describe_task(RunInfo(), net, "scratch").start == "scratch"
+
+
+class Averaged(nn.Module):
+    """Diffusion's weights beside their average, self-supervision's student beside its momentum teacher."""
+
+    def __init__(self, same: bool = True) -> None:
+        super().__init__()
+        layers = lambda: nn.Sequential(nn.Embedding(300, 8), nn.Linear(8, 300))  # noqa: E731
+        self.net = layers()
+        self.shadow = (copy.deepcopy(self.net) if same else layers()).requires_grad_(False)
+
+
+def test_averaged_weights_are_no_fine_tuning() -> None:
+    assert describe_task(RunInfo(), Averaged()).start == "scratch"
+    assert describe_task(RunInfo(), Averaged(same=False)).start == "finetuning"  # a network of its own
+    layers = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    layers[0].load_state_dict(layers[1].requires_grad_(False).state_dict())
+    assert describe_task(RunInfo(), layers).start == "finetuning"
 
 
 def test_smoothed_labels_are_a_loss_of_their_own() -> None:

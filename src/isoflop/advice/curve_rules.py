@@ -155,7 +155,10 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     ):
         return None
     sure = run.task.falls
-    back = (1.0 if run.task.tuned else BACK) * (losses[: at + 1].max() - best) if sure else BLOWN_UP * losses[0]
+    fell = losses[: at + 1].max() - best
+    if not sure and now.min() <= best + held * BACK * fell:
+        return None
+    back = (1.0 if run.task.tuned else BACK) * fell if sure else BLOWN_UP * losses[0]
     lost = bool(now.min() > best + max(LOST * best, back)) and fallen <= LEARNS and not (old and falls)
     if not lost and run.rates is not None:
         rate, then = run.rates.at([run.step, run.losses[at][0]])
@@ -181,6 +184,7 @@ def _risen_to(
     (step, best), unit, loss = at, run.task.unit, float(np.median(now))
     unless = "" if lost else "if the data has changed there, nothing; else " if run.task.falls else MAY_RISE
     begin = "begin again" if sd is None else f"go back to a checkpoint before step {step:,}"
+    severity = Severity.CRITICAL if lost else Severity.WARNING if run.task.falls else Severity.INFO
     return Advice(
         Reason.DIVERGING,
         f"The loss {does}: {nats(loss, unit)}, after {nats(best)} around step {step:,}"
@@ -193,7 +197,7 @@ def _risen_to(
         ),
         basis=("this run's loss",),
         stops=lost,
-        severity=Severity.CRITICAL if lost else Severity.WARNING,
+        severity=severity,
     )
 
 

@@ -77,7 +77,8 @@ def epochs(run: Situation, thresholds: Thresholds) -> Advice | None:
     grows = math.exp(-max(excess, 0.0) / law.constants["R_N_star"]) >= thresholds.epoch_worth
     larger = " and spend the compute on a larger model" if grows else ""
     known = run.unique_tokens is not None
-    drawn = "" if known else "; nothing, if its rows are drawn anew each time (random windows), or few on purpose"
+    drawn = "rows that are drawn anew each time (random windows), few on purpose, or a run that early stopping ends"
+    drawn = "" if known else f"; nothing for {drawn}"
     return Advice(
         Reason.EPOCHS,
         f"{count(repeats + 1)} epochs over {count(unique)} {'unique tokens' if known else 'tokens of data'} are "

@@ -67,7 +67,7 @@ class BatchTokens:
     def __init__(self, model: nn.Module | None, say: Callable[[str], None], tokens_fn: TokensFn | None) -> None:
         self.given = tokens_fn is not None
         """By a function of the user's."""
-        self._tokens_fn, self._say = tokens_fn, say
+        self._tokens_fn, self._say, self._said = tokens_fn, say, False
         self._shifted = model is not None and shifts_labels(model)
         self._embeds = model is None or looks_integers_up(model)
         self._argument_names: dict[type, list[str]] = {}
@@ -103,7 +103,8 @@ class BatchTokens:
             given = counted if isinstance(counted, TokenCount) else TokenCount(counted)
             return given._replace(processed=int(given.processed))
         count = count_sequences(self.find(batch, key))
-        if count is None:
+        if count is None and not self._said:
+            self._said = True  # the last batch of an epoch is of another shape
             self._say(
                 "expected token ids in the batch (input_ids, a tensor of integers, or a tuple that begins with one), "
                 f"got {describe_batch(batch)}. Without tokens there are no tokens/s, tokens per parameter, forecast, "

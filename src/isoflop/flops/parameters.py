@@ -10,15 +10,16 @@ active                   parameters that one token passes in a mixture of expert
 
 Embeddings and heads are told by use in a forward pass (`UseTracer`), for names lie (`shared`, `wte`, `embed_out`);
 before there was one, by module type. Parameters of a frozen model that runs without gradients beside the trained one (a
-teacher, a reference) are in the total alone.
+teacher, a reference), and of a copy of it (averaged weights), are in the total alone.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 from weakref import ref
@@ -123,7 +124,7 @@ def count_parameters(model: nn.Module, uses: Uses | None = None) -> Parameters:
     total = sum(sizes.values())
     trainable = sum(sizes[name] for name, parameter in named.items() if parameter.requires_grad)
     embeddings, heads = _by_type(model, named) if uses is None else _by_use(model, uses, named)
-    others = set() if uses is None else _of_a_teacher(uses, named)
+    others = set() if uses is None else _of_a_teacher(uses, named) | set(copies(model, uses.with_gradients))
     without = total - sum(sizes[name] for name in embeddings | heads | others)
     idle = _idle_experts(model, sizes, uses)
     return Parameters(
@@ -149,6 +150,25 @@ def _of_a_teacher(uses: Uses, named: Mapping[str, nn.Parameter]) -> set[str]:
     taught = outermost(uses.with_gradients) | outermost(n for n, p in named.items() if p.requires_grad)
     teachers = (outermost(uses.product) & outermost(uses.last)) - taught
     return {name for name in named if name.partition(".")[0] in teachers}
+
+
+_AVERAGES = re.compile(r"(ema|averag|shadow|swa|target|momentum|teacher)[^.]*$", re.IGNORECASE)
+
+
+def copies(model: nn.Module, used: Set[str] = frozenset()) -> dict[str, nn.Parameter]:
+    """Names in networks of the shapes of one beside them, frozen or averages by name, none `used` → its parameters."""
+    found: dict[str, nn.Parameter] = {}
+    for prefix, parent in model.named_modules():
+        inside = {f"{prefix}.{n}".lstrip("."): dict(child.named_parameters()) for n, child in parent.named_children()}
+        apart = {n for n, of in inside.items() if not any(p.requires_grad for p in of.values()) or _AVERAGES.search(n)}
+        if isinstance(parent, nn.ModuleList | nn.Sequential):  # of layers in a row some may be frozen
+            continue
+        for name, other in itertools.product(apart, inside.keys() - apart):
+            mine, its = ([full_shape(p) for p in inside[each].values()] for each in (name, other))
+            if mine == its and sum(len(shape) > 1 for shape in mine) > 1:  # a layer is no network
+                of = {f"{name}.{each}": p for each, p in zip(inside[name], inside[other].values(), strict=True)}
+                found |= {} if of.keys() & used else of
+    return found
 
 
 _FEW = 16
@@ -472,9 +492,7 @@ class UseTracer:
                 self._tag(self._last, tensor, chain)
         return bool(matrices)
 
-    def _note(
-        self, packet: Any, names: frozenset[str], inputs: list[Any], named: list[Any], outputs: list[Any]
-    ) -> None:
+    def _note(self, packet: Any, names: Set[str], inputs: list[Any], named: list[Any], outputs: list[Any]) -> None:
         if packet in _LOOKUPS and named[0]:
             chosen_by = set(map(storage_number, inputs[1:]))
             if inputs[0].dim() >= 3:  # whole matrices: the experts of a token
@@ -494,10 +512,9 @@ class UseTracer:
             self.uses.other |= names
 
     def _parameter_names(self, tensor: Any) -> frozenset[str]:
-        if not isinstance(tensor, torch.Tensor):
-            return frozenset()
-        return self._names.get(storage_number(tensor), frozenset())
+        known = isinstance(tensor, torch.Tensor)
+        return self._names.get(storage_number(tensor), frozenset()) if known else frozenset()
 
-    def _tag(self, tags: dict[int, frozenset[str]], tensor: torch.Tensor, names: set[str] | frozenset[str]) -> None:
+    def _tag(self, tags: dict[int, frozenset[str]], tensor: torch.Tensor, names: Set[str]) -> None:
         storage = storage_number(tensor)
         tags[storage] = tags.get(storage, frozenset()) | names

@@ -171,7 +171,8 @@ class AdvicePart(Part):
             recipe = recipe_line(self._situation(step))
             optimizer = str(self._settings.get("class", ""))
             task = self._run.task.shown(optimizer if family_of([optimizer]) == self._run.task.optimizer else "")
-            self._run.tell(f"isoflop: {'; '.join(filter(None, (task, recipe, *self._run.notes)))}.")
+            notes = self._run.notes if step.totals.tokens_known else ()  # of tokens alone there is a noise scale
+            self._run.tell(f"isoflop: {'; '.join(filter(None, (task, recipe, *notes)))}.")
         self._read_history(self._options.fit_on or "train", self._run.run_id)
         self._run.draw(step.step, frontier_points(frontier_of(self.own.points)))
 

@@ -180,7 +180,8 @@ class ForecastPart(Part):
         known = self._told - ({GIVEN_ONCE} if missing.reason is Refusal.LR_UNKNOWN else {GIVEN_ONCE, ASSUMING})
         if not missing.reason.temporary and not known:  # one line: a rise, then a jump, then a flat curve are one cause
             self._told.add(missing.reason.value)
-            self._run.tell(f"isoflop: no forecast of the final loss. {missing.message}")
+            if missing.reason is not Refusal.NOT_FINITE:  # said where the first such loss was logged
+                self._run.tell(f"isoflop: no forecast of the final loss. {missing.message}")
 
     def close(self, step: LogStep, completed: bool) -> None:
         """Print the half-way forecast of a completed run next to the actual loss, or why no forecast ever came."""

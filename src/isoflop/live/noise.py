@@ -374,13 +374,15 @@ class Noise(Part):
         count = self.reasons[why.name] = self.reasons.get(why.name, 0) + 1
         if why is Unusable.NOT_FINITE or count > MAX_UNUSABLE:
             return  # an overflow now and then is mixed precision's way
-        if why is Unusable.NO_TOKENS and not self._logged[1]:
-            return  # nor are the run's, which is said where a batch is counted
+        unknown = not self._logged[1]  # the run's tokens; without them there is no scale, as is said once
+        if why is Unusable.NO_TOKENS and unknown:
+            return
         if count == MAX_UNUSABLE and self.raw.count < 10 * count:
             if why is Unusable.NOT_THE_SUM:
                 self.raw, self.preconditioned = RunningMoments(), RunningMoments()
                 self.detach()
-            self._say(f"no gradient noise scale from {count} of the measured steps: {why.value}")
+            if not (unknown and self._logged[0]):
+                self._say(f"no gradient noise scale from {count} of the measured steps: {why.value}")
 
     @property
     def noise_scale(self) -> NoiseScale | None:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
-from isoflop.flops.parameters import has_shape, numel, original_class, unwrap
+from isoflop.flops.parameters import copies, has_shape, numel, original_class, unwrap
 from isoflop.flops.totals import data_parallel_ranks, world_size
 from isoflop.guard import Guard, attempt, declare
 from isoflop.live.log_step import AxisPoint, LogStep
@@ -187,6 +187,8 @@ def describe_task(run: RunInfo, model: nn.Module | None, given: Any = None) -> T
     parameters = [
         (name, parameter, numel(parameter)) for name, parameter in model.named_parameters() if has_shape(parameter)
     ]
+    same = {name for name, each in copies(model).items() if attempt(_begins_as, model.get_parameter(name), each)}
+    parameters = [row for row in parameters if row[0] not in same]  # averaged weights are frozen, and nothing is tuned
     total = sum(size for _, _, size in parameters) or 1
     loaded = sum(size for _, each, size in parameters if getattr(each, "_is_hf_initialized", False))
     fixed = [(name, size) for name, each, size in parameters if not each.requires_grad]
@@ -207,6 +209,12 @@ def describe_task(run: RunInfo, model: nn.Module | None, given: Any = None) -> T
         smoothing=max([run.label_smoothing, *losses]),
         **known,
     )
+
+
+def _begins_as(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether the first values of this rank are the same."""
+    a, b = (getattr(each, "to_local", lambda each=each: each)().detach().reshape(-1)[:64] for each in (one, other))
+    return torch.equal(a, b)
 
 
 def look_again(task: Task, step: LogStep, model: nn.Module | None, accumulate: int | None) -> Task:
