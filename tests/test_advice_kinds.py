@@ -130,7 +130,9 @@ def test_a_rise_of_an_unknown_loss_stops_nothing_and_has_no_unit(task: Task) -> 
     assert not told.stops and told.severity is Severity.INFO
     assert "The loss has risen" in told.what and "if this loss may rise" in told.do and "nats" not in str(told)
     part = [*FALLING, *((510 + 10 * i, 3.5 + 0.001 * (-1) ** i) for i in range(30))]
-    assert judged("divergence", losses=part, task=task) is None and judged("divergence", losses=part)  # a sixth of the way
+    assert judged("divergence", losses=part, task=task) is None and judged(
+        "divergence", losses=part
+    )  # a sixth of the way
     exploded = [*FALLING, *((510 + 10 * i, 5e4) for i in range(30))]
     assert judged("divergence", losses=exploded, task=task).stops
 

@@ -204,7 +204,7 @@ class Task:
         for odd, holds in (
             ("a sum over micro-batches", parts > 1 and abs(share / parts - 1) < NEAR),
             ("log2 V, bits", abs(share * math.log(2) - 1) < BITS),
-            ("about V, a perplexity", PERPLEXITY[0] < first_loss / (vocabulary or 1) < PERPLEXITY[1]),
+            ("about V, a perplexity or a sum", PERPLEXITY[0] < first_loss / (vocabulary or 1) < PERPLEXITY[1]),
             ("a sum", share > SUM),
         ):
             if holds:
