@@ -10,6 +10,7 @@ import pytest
 
 from fits import chinchilla, reference
 from isoflop.figures import FIGURES, Figure, NoFigure, ends_of_table, figures, study
+from isoflop.figures.plotly import plotly_figure
 from isoflop.figures.text import law_label
 from isoflop.laws import PF_DAY, size_factor
 from isoflop.noise import critical_batch_by_tokens
@@ -233,6 +234,21 @@ def test_batch_against_the_critical_batch():
     band = next(band for band in figure.bands if band.run_id == "a")
     assert band.high == pytest.approx(2e6 * np.exp(1.96 * 0.3), rel=1e-3)
     assert band.low == pytest.approx(2e6 / np.exp(1.96 * 0.3), rel=1e-3)
+
+
+@pytest.mark.parametrize("key", ["loss-flops", "learning-curves"])
+def test_a_run_that_diverged_leaves_the_others_their_room(key):
+    runs = [planted_run(f"run {i}", 1e8 * (i + 1), 2e9) for i in range(4)]
+    wild = [replace(point, losses={"train": 5e3}) for point in runs[3].points[:9]]
+    figure = FIGURES[key](study([*runs[:3], replace(runs[3], points=(*wild, *runs[3].points[9:]))]))
+    assert figure.y.high < 40 and "Higher than drawn: run 3 (5e+03)." in figure.notes
+    assert FIGURES[key](study(runs)).y.high is None
+
+
+def test_a_logarithmic_axis_of_a_decade_has_powers_of_ten():
+    figure = FIGURES["loss-flops"](study([planted_run("one", 1e6, 1e10, points=20)]))
+    few = replace(figure, series=[replace(each, x=each.x[-6:], y=each.y[-6:]) for each in figure.series])
+    assert plotly_figure(few)["layout"]["xaxis"]["exponentformat"] == "power"  # plotly's own would be 1B FLOPs
 
 
 def test_crosses_mark_where_losses_break():

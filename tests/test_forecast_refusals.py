@@ -160,7 +160,7 @@ def test_other_tasks_need_own_runs(task: Task, kind: str) -> None:
     assert reason.reason is Refusal.OUTSIDE_PRIORS and kind in reason.message
     causal, masked = (fed(changed(), 0.5, task=Task(objective=each)).forecast(PLAN) for each in ("causal", "masked"))
     assert isinstance(causal, Forecast) and isinstance(masked, Forecast) and masked.sd > 1.05 * causal.sd
-    assert "this is masked model" in masked.basis[-1]
+    assert "this is a masked model" in masked.basis[-1]
     own = learn_priors([Planted().run(PLAN, seed=seed) for seed in range(3)])
     assert isinstance(fed(changed(), 0.5, task=task, priors=own).forecast(PLAN), Forecast)
 

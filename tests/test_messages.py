@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as package
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +18,8 @@ import isoflop
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.record import read_runs
 from isoflop.transformers import IsoFLOPCallback
+from report_files import write
+from study_runs import planted_run
 from tiny import Rows, batches, losses, model, same_weights, the_run, totals, weights
 from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_trainer, plain_loop
 
@@ -237,7 +240,7 @@ def test_a_folder_that_cannot_be_written(train: Train, tmp_path: Path, caplog: p
 
 def test_a_record_of_another_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = isoflop.Monitor(model(), record_dir=tmp_path, log_every=2)
-    plain_loop(first._model, batches(Rows(32), 8), monitor=first)  # type: ignore[arg-type]
+    plain_loop(first._model, batches(Rows(32), 8), monitor=first)
     state = first.state_dict()
     first.recorder._log.close()  # type: ignore[union-attr]  # as the end of the process does
     net = Bad(0.0)
@@ -329,4 +332,41 @@ def test_options_that_cannot_be(made: Any, options: dict[str, Any], kind: type[E
 
 def test_total_steps_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="total_steps= expects a whole number of at least 1, or None, got '100'"):
-        isoflop.Monitor(total_steps="100")  # type: ignore[arg-type]
+        isoflop.Monitor(total_steps="100")
+
+
+MODEL = torch.nn.Linear(4, 4)
+RUNS = [planted_run("one", 1e8, 2e9)]
+MISTAKEN: dict[str, tuple[Callable[[], object], str]] = {
+    "a path to count": (lambda: isoflop.count("config.json"), "expects a torch.nn.Module .*got 'config.json'"),
+    "a class to count": (lambda: isoflop.count(torch.nn.Linear), "got the class Linear"),
+    "an array to count": (lambda: isoflop.count(MODEL, np.ones((2, 4))), "type ndarray .* pass tensors"),
+    "a folder for a record": (lambda: isoflop.read_run("."), "got a folder .*`read_runs` reads folders"),
+    "runs as columns": (lambda: isoflop.fit_law("hoffmann", RUNS), r"columns by name.*study\(runs\)\.fit"),
+    "a word as budget": (lambda: isoflop.plan("lots"), "number of FLOPs, got 'lots'"),
+    "no budget": (lambda: isoflop.plan(None), "flops expects a budget in FLOPs, such as 1e21, got None"),
+    "a number for a law": (lambda: isoflop.optimal_allocation(1e21, 1e21), "expects a published name or a Law"),
+    "a path for runs": (lambda: isoflop.study("runs"), r"read_runs\(…\) gives them, got 'runs'"),
+    "a path to report": (lambda: isoflop.write_report("runs", "a.html"), r"read_runs\(…\) gives them, got 'runs'"),
+    "no page": (lambda: isoflop.write_report(RUNS, None), "expects the path of a page, such as report.html"),
+    "a name to watch": (lambda: isoflop.Monitor("gpt2"), "model expects a torch.nn.Module .*got 'gpt2'"),
+    "an optimizer's name": (lambda: isoflop.Monitor(MODEL, optimizer="adam"), "expects a torch.optim.Optimizer"),
+    "a schedule's name": (lambda: isoflop.Monitor(MODEL, scheduler="cosine"), "by name: lr_plan="),
+    "a number for a task": (lambda: isoflop.Monitor(MODEL, task=3), "task= expects words such as"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKEN)
+def test_an_argument_of_another_kind_is_answered_with_what_is_expected(mistake: str) -> None:
+    call, text = MISTAKEN[mistake]
+    with pytest.raises(ValueError, match=text):
+        call()
+
+
+def test_one_path_or_a_list_of_paths_and_a_name_for_a_law_are_understood(tmp_path: Path) -> None:
+    path = write(tmp_path / "runs", RUNS[0])
+    assert len(isoflop.read_runs([path])) == len(isoflop.read_runs(str(tmp_path))) == 1
+    assert isoflop.import_runs(str(tmp_path / "nothing")).problems == (f"{tmp_path / 'nothing'} does not exist",)
+    named = isoflop.optimal_allocation("besiroglu2024", 1e21)
+    assert named == isoflop.optimal_allocation(isoflop.published("besiroglu2024").law, 1e21)
+    assert isoflop.write_report(isoflop.read_runs(path), str(tmp_path / "page.html")) == [tmp_path / "page.html"]

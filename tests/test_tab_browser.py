@@ -118,7 +118,8 @@ def test_runs_are_chosen_and_the_choice_is_kept(chromium: Any, tmp_path: Path):
         opened(chromium, url)
         until(chromium, f"return {RUNS} === 6")
         chromium.execute_script("document.querySelector('.none').click()")
-        until(chromium, "return document.querySelector('.figure .reason').textContent.startsWith('Not shown')")
+        until(chromium, "return document.querySelector('.figure .reason').textContent.startsWith('Not shown.')")
+        assert chromium.execute_script("return document.querySelector('.figure.missing .csv').hidden")
         chromium.execute_script("document.querySelectorAll('.runs input')[2].click()")
         until(chromium, f"return {RUNS} === 1")
         chromium.execute_script("document.querySelector('.all').click()")
@@ -183,7 +184,7 @@ def test_what_to_do_comes_first_and_a_run_with_a_warning_is_not_green(chromium: 
         until(chromium, "return document.querySelectorAll('.now li').length === 3")
         now = chromium.execute_script("return [...document.querySelectorAll('.now li')].map(each => each.innerText)")
         assert (
-            "CRITICAL run 2: This is critical." in now[0]
+            "CRITICAL run 2, step 7: This is critical." in now[0]
             and "Next time: stop." in now[0]
             and "WARNING run 10" in now[1]
         )
@@ -201,6 +202,8 @@ def test_what_to_do_comes_first_and_a_run_with_a_warning_is_not_green(chromium: 
             "status running ",
         ]
         assert until(chromium, "return document.querySelectorAll('.runs .swatch').length === 4")
+        heads = chromium.execute_script("return document.querySelector('.runtable thead').innerText")
+        assert "training loss" in heads and "forecast" not in heads and "MFU" not in heads  # of which no run has one
         buttons = chromium.execute_script("return document.querySelector('.head').innerText")
         assert "Advice (2)" in buttons and console(chromium) == []
 

@@ -184,7 +184,7 @@ class Tied(nn.Module):
 
 def test_weights_that_are_frozen_are_named_as_the_reason() -> None:
     """A model from scratch may have some, too: fixed embeddings."""
-    assert str(recognise(CAUSAL, frozen=0.3)).startswith("fine-tuning (30% of its weights are frozen): causal")
+    assert str(recognise(CAUSAL, frozen=0.3)).startswith("fine-tuning (30% of its weights are frozen): a causal")
     assert "frozen" not in str(recognise(CAUSAL, frozen=0.3, given=task_words("scratch")))
 
 
@@ -241,6 +241,6 @@ def test_a_table_of_categories_is_no_text(tmp_path: Path, capsys: pytest.Capture
             loss = net(torch.randn(4, 13), torch.full((4, 26), i)).pow(2).mean()
             loss.backward()
             monitor.step(loss)
-    (start,) = [line for line in capsys.readouterr().out.splitlines() if "training from scratch: model" in line]
+    (start,) = [line for line in capsys.readouterr().out.splitlines() if "training from scratch: a model" in line]
     assert "on text" not in start
     assert read_runs(tmp_path)[0].task.get("modality") == "other"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import reprlib
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +105,19 @@ def needs(extra: str, packages: str) -> Iterator[None]:
         if (error.name or "").partition(".")[0] not in re.findall(r"\w+", packages):
             raise
         raise ImportError(f"isoflop.{extra} needs {packages}: pip install 'isoflop[{extra}]'") from error
+
+
+def need(name: str, holds: bool, expected: str, got: object) -> None:
+    """Refuse an argument of another kind.
+
+    >>> need("model", False, "a torch.nn.Module", "config.json")
+    Traceback (most recent call last):
+        ...
+    ValueError: model expects a torch.nn.Module, got 'config.json'
+    """
+    if not holds:
+        known = f"the class {got.__name__}" if isinstance(got, type) else reprlib.repr(got)
+        raise ValueError(f"{name} expects {expected}, got {known}")
 
 
 def one_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.figures.curves import broken, ends_series, loss_series, unsound
+from isoflop.figures.curves import axis_of_losses, broken, ends_series, loss_series, unsound
 from isoflop.figures.figure import Axis, Band, Figure, NoFigure, Role, Series, Shades
 from isoflop.figures.study import BEYOND, Study, compute_axis, loss_axis, size_axis, tokens_axis
 from isoflop.figures.text import counted, law_label, listed, parameters
@@ -90,14 +90,15 @@ def loss_flops(study: Study) -> Figure | NoFigure:
     ends = [ends_series(study, rows, study.C[rows], study.columns["loss"][rows])] if rows else []
     fitted, bands, notes = _fitted_frontier(study)
     grey, named = unsound(study)
+    axis, above = axis_of_losses(study, curves)
     return Figure(
         *LOSS_FLOPS,
         compute_axis(study),
-        loss_axis(study),
+        axis,
         (*curves, *ends, *fitted, *grey, *broken(study, study.flops)),
         bands,
         shades=study.sizes(),
-        notes=(*notes, *([study.left_out] if study.left_out else []), *named, *([without] if missing else [])),
+        notes=(*notes, *([study.left_out] if study.left_out else []), *named, *above, *([without] if missing else [])),
     )
 
 
@@ -147,8 +148,9 @@ def loss_against(study: Study, axis: str, loss: str = "") -> Figure | NoFigure:
         return NoFigure(*LOSS_FLOPS, f"no run has this loss with its {label}")
     grey, named = unsound(shown)
     drawn = (*curves, *grey, *broken(shown, partial(values, shown)))
-    notes = (*named, *([f"Not drawn, without this loss or axis: {listed(missing)}."] if missing else []))
-    return Figure(*LOSS_FLOPS, Axis(label, unit), loss_axis(shown), drawn, shades=shown.sizes(), notes=notes)
+    y, above = axis_of_losses(shown, curves)
+    notes = (*named, *above, *([f"Not drawn, without this loss or axis: {listed(missing)}."] if missing else []))
+    return Figure(*LOSS_FLOPS, Axis(label, unit), y, drawn, shades=shown.sizes(), notes=notes)
 
 
 # -- isoFLOP profiles --------------------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ BATCH_LEVEL, BATCH_INTERVAL, Z = 0.95, "95% interval", 1.959964
 BANDS = 3
 """Runs whose intervals are drawn; of more they hide one another."""
 POINTS = 40
+BESIDE = 3.0
+"""Times the median of the runs' highest losses, up to which losses are drawn: a diverged run's are a thousand times."""
 
 
 # -- series of runs ----------------------------------------------------------------------------------------------------
@@ -95,6 +97,15 @@ def loss_series(study: Study, x_of: Callable[[RunCurve], Array]) -> tuple[list[S
     return found, missing
 
 
+def axis_of_losses(study: Study, curves: Sequence[Series]) -> tuple[Axis, tuple[str, ...]]:
+    """The axis of these curves, ended where one that diverged would leave the others no room; and a note then."""
+    highest = {each.name: float(each.y[np.isfinite(each.y)].max()) for each in curves}
+    most = BESIDE * float(np.median(list(highest.values()) or [np.inf]))
+    above = [f"{name_of(name)} ({value:.3g})" for name, value in highest.items() if value > most]
+    axis = loss_axis(study)
+    return (replace(axis, high=most), (f"Higher than drawn: {listed(above)}",)) if above else (axis, ())
+
+
 def broken(study: Study, x_of: Callable[[RunCurve], Array]) -> tuple[Series, ...]:
     """Crosses where losses stopped being numbers, at the last one before."""
     found: list[tuple[float, float, str]] = []
@@ -153,14 +164,15 @@ def learning_curves(study: Study) -> Figure | NoFigure:
         "No forecast of " + "; ".join(silent): silent,
         f"{counted(len(missing), 'run', 'runs')} without {said(study.loss)} by step: {listed(missing)}": missing,
     }
+    axis, above = axis_of_losses(study, curves)
     return Figure(
         *LEARNING_CURVES,
         Axis("S, optimizer steps"),
-        loss_axis(study),
+        axis,
         (*series, *grey, *broken(study, _steps)),
         tuple(band for _, bands in drawn for band in bands),
         shades=study.sizes(),
-        notes=(*(note for note, holds in notes.items() if holds), *named),
+        notes=(*(note for note, holds in notes.items() if holds), *named, *above),
     )
 
 

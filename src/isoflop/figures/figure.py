@@ -156,6 +156,9 @@ class Figure:
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", tuple(dict.fromkeys(map(sentence, self.notes))))
 
+    def __repr__(self) -> str:
+        return f"<Figure {self.key}: {self.title}, {len(self.series)} series>"
+
     def _repr_svg_(self) -> str | None:
         """For notebooks, by matplotlib where it is installed."""
         text = io.StringIO()

@@ -112,8 +112,9 @@ def _axis(axis: Axis, ends: tuple[float, float], theme: Theme) -> dict[str, Any]
         return found | {"tickformat": ".1~%"}
     if axis.log and (ticks := round_ticks(axis, ends)):
         return found | {"tickvals": ticks, "ticktext": [f"{value:g}" for value in ticks]}
-    if axis.log and span > 1.2:
-        return found | {"exponentformat": "power", "dtick": "D2" if span < 3 else max(1, round(span / 8))}
+    if axis.log:
+        dense = {} if span <= 1.2 else {"dtick": "D2" if span < 3 else max(1, round(span / 8))}
+        return found | {"exponentformat": "power", **dense}
     return found
 
 

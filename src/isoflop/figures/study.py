@@ -26,6 +26,7 @@ from isoflop.fit.sources import describe_alike, groups_of, shared_loss, tells_ki
 from isoflop.fit.uncertainty import FEW, Gap
 from isoflop.laws import PF_DAY, Law, Published, published, short
 from isoflop.laws.forms import compute_of, typical_rate
+from isoflop.lookup import need
 from isoflop.record import Run, common_n
 
 
@@ -121,6 +122,9 @@ class Study:
     budgets: tuple[float, ...] | None = None
     published: tuple[Published, ...] = ()
     alike: str = ""
+
+    def __repr__(self) -> str:
+        return f"<Study of {counted(len(self.ends), 'run', 'runs')}, {len(self.counted):,} in the fit: {self.loss}>"
 
     @cached_property
     def counted(self) -> tuple[RunEnd, ...]:
@@ -325,6 +329,14 @@ class Study:
         return Shades(parameters(self.convention), ticks)
 
 
+def given_runs(runs: Any) -> list[Any]:
+    """Runs as a list; ValueError where they are something else."""
+    given = list(runs) if isinstance(runs, Iterable) and not isinstance(runs, str) else [runs]
+    for run in given:
+        need("runs", isinstance(run, Run | RunCurve), "runs, as read_runs(…) gives them", run)
+    return given
+
+
 def study(
     runs: Iterable[Run | RunCurve] = (),
     *,
@@ -351,7 +363,7 @@ def study(
         budgets: nominal budgets of isoFLOP profiles, FLOPs.
         beside: names of published laws.
     """
-    given = list(runs)
+    given = given_runs(runs)
     curves = _told_apart([run if isinstance(run, RunCurve) else curve_of_run(run) for run in given])
     alike = ""
     if loss is None:

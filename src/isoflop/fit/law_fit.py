@@ -46,6 +46,7 @@ from isoflop.laws.optimum import Cost, hoffmann_at_budget, hoffmann_at_reducible
 from isoflop.laws.quantities import interval
 from isoflop.logs.files import cell_number
 from isoflop.logs.names import EPOCHS, UNIQUE, fact_of
+from isoflop.lookup import need
 
 DELTA = 1e-3
 """Hoffmann et al. 2022, section 3.3."""
@@ -164,6 +165,8 @@ def fit_law(
     >>> {name: round(value, 4) for name, value in fit.parameters.items()}
     {'E': 1.7, 'A': 400.0, 'alpha': 0.34, 'B': 410.0, 'beta': 0.28}
     """
+    named = "columns by name, such as {'N': …, 'D': …, 'loss': …} (of records: study(runs).fit)"
+    need("columns", isinstance(columns, Mapping), named, columns)
     if form not in FITTED:
         raise ValueError(f"expected a law that can be fitted ({', '.join(FITTED)}), got {form!r}")
     if not 0 < level < 1:

@@ -39,6 +39,7 @@ from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Convention, Law, understated
 from isoflop.laws.frontier import Allocation, interval, short
 from isoflop.laws.papers import Published, published
+from isoflop.lookup import need
 from isoflop.record.run import DEFAULT_N
 
 ExpectedLoss = tuple[float | None, Interval | None, str]
@@ -210,7 +211,9 @@ def plan(
         unique_tokens = check.check_tokens("unique_tokens", unique_tokens)
     beside = flops is None
     most = math.inf if inference_tokens and flops is not None else training_flops
-    flops = check.check_budget("flops", min(math.inf if flops is None else flops, most))
+    need("flops", flops is not None or most < math.inf, "a budget in FLOPs, such as 1e21", flops)
+    flops = most if flops is None else min(check.check_budget("flops", flops), most)
+    flops = check.check_budget("flops", flops)
     if own is not None and not isinstance(own, Mapping):
         raise ValueError(f"own= expects columns by name (N, D, loss), got {type(own).__name__}")
     if law is not None and own is not None:

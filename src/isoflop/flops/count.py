@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from isoflop.console import Shown, cell
 from isoflop.flops.calls import Call, Uncountable, metas, shapes, signature
 from isoflop.flops.cost import first_matrix
 from isoflop.flops.counter import FlopCount, Phase
@@ -17,6 +18,7 @@ from isoflop.flops.measure import Measurement, measure_flops, run_once
 from isoflop.flops.operators import FORMULA, MEASURED, SIX_ND, WATCHED, palm, shape_of, six_n
 from isoflop.flops.parameters import Parameters, count_parameters, groups_of_experts, numel, unwrap
 from isoflop.flops.tokens import count_tokens
+from isoflop.lookup import need
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ RUN_AT_MOST_PARAMETERS = 1e9
 
 
 @dataclass(frozen=True)
-class StepCount:
+class StepCount(Shown):
     """One training step of a model, forward and backward."""
 
     parameters: Parameters
@@ -123,6 +125,20 @@ class StepCount:
         """Measured or, failing that, estimated."""
         return self.estimate if self.flops is None else self.flops.model
 
+    def __str__(self) -> str:
+        N, flops = self.parameters, self.model_flops
+        tokens = "" if self.tokens is None else f" of {self.tokens:,} tokens"
+        return "\n".join(
+            (
+                f"N       {N.total:,} parameters, {cell(N.non_embedding, ',')} non-embedding, "
+                f"{cell(N.non_embedding_with_head, ',')} with the output head",
+                f"FLOPs   {'unknown' if flops is None else f'{flops:.4g}'} for a training step{tokens}",
+                *([] if self.six_nd is None else [f"6·N·D   {self.six_nd:.4g}"]),
+                f"by      {self.method}" + (f": {self.reason}" if self.reason else ""),
+                *(f"note: {note}" for note in (*(f"counted 0: {name}" for name in self.uncounted), *self.notes)),
+            )
+        )
+
 
 def count(model: nn.Module, *args: Any, **kwargs: Any) -> StepCount:
     """Count one training step of `model` on the given inputs, without running or changing it.
@@ -145,12 +161,14 @@ def count(model: nn.Module, *args: Any, **kwargs: Any) -> StepCount:
     >>> count(model, torch.empty(3, 4)).flops.model  # 2 · 3·4·5 forward, as much for the weights' gradient
     240
     """
+    hint = " built already (for a configuration: `isoflop count config.json`)"
+    need("model", isinstance(model, nn.Module), f"a torch.nn.Module{hint}", model)
     model = unwrap(model)
     with torch.inference_mode(False), torch.enable_grad():
         try:
             call = Call(model, shapes(args, values=True), shapes(kwargs, values=True))
         except Uncountable as reason:
-            raise ValueError(str(reason)) from None
+            raise ValueError(f"{reason}: pass tensors") from None
         try:
             return count_measured(model, call)
         except Uncountable as reason:

@@ -96,7 +96,8 @@ def _check_task(task: Task, own_runs: int) -> NoForecast | None:
     """The priors are of language-model pretraining; own runs replace them."""
     kind = START_NAMES[task.start or ""] if task.tuned else ""
     kind = kind or next((each for each in (task.objective, task.modality) if each in ELSEWHERE), "")
-    kind = {**NAMES, "other": "a model of other data than text"}.get(kind, kind)
+    data = {"image": "a model of images", "audio": "a model of audio", "other": "a model of other data than text"}
+    kind = {**NAMES, **data}.get(kind, kind)
     return NoForecast(Refusal.OUTSIDE_PRIORS, {"kind": kind}) if kind and not own_runs else None
 
 

@@ -25,6 +25,7 @@ from isoflop.laws.optimum import (
     hoffmann_at_reducible,
     rows,
 )
+from isoflop.laws.papers import Published, law_and_source
 from isoflop.laws.quantities import (
     check_budget,
     check_inference_tokens,
@@ -305,7 +306,7 @@ class Frontier:
 
 
 def optimal_allocation(
-    law: Law,
+    law: str | Law | Published,
     C: float,
     *,
     inference_tokens: float = 0.0,
@@ -316,7 +317,7 @@ def optimal_allocation(
     """N and D of the least loss for a budget.
 
     Args:
-        law: of N and D, or of N, D and U.
+        law: of N and D, or of N, D and U; or the name of a published one.
         C: FLOPs; training alone, or training and inference together where `inference_tokens` are given.
         inference_tokens, unique_tokens, flops_per_param_token, level: as `Frontier`.
 
@@ -331,7 +332,7 @@ def optimal_allocation(
     loss      1.9739  nats per token
     FLOPs   5.76e+23  to train
     """
-    return Frontier(law, inference_tokens, unique_tokens, flops_per_param_token, level).at_budget(C)
+    return Frontier(law_and_source(law)[0], inference_tokens, unique_tokens, flops_per_param_token, level).at_budget(C)
 
 
 # -- off the frontier --------------------------------------------------------------------------------------------------

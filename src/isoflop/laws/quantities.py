@@ -30,7 +30,10 @@ PF_DAY = 8.64e19
 
 def positive(name: str, value: float, unit: str) -> float:
     """One value as a float; ValueError unless it is positive and finite."""
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
     if not 0 < number < math.inf:
         raise ValueError(f"{name} must be a positive, finite number of {unit}, got {value!r}: check its unit and sign")
     return number

@@ -30,6 +30,7 @@ from isoflop.live.ranks import APART, UNCOUNTED, Ranks, Settings
 from isoflop.live.recorder import NOT_COUNTED, Recorder, describe_counting, run_header
 from isoflop.live.run_info import RunInfo, describe_task
 from isoflop.live.sinks import Display, Sinks, TensorBoardSink
+from isoflop.lookup import need
 from isoflop.record.paths import last_name, location_of
 
 if TYPE_CHECKING:
@@ -79,8 +80,12 @@ class Monitor(PlainLoop, Display):
         **options: Unpack[OptionsDict],
     ) -> None:
         self.options = Options.of(**options)
-        if total_steps is not None and not (isinstance(total_steps, int) and total_steps >= 1):
-            raise ValueError(f"total_steps= expects a whole number of at least 1, or None, got {total_steps!r}")
+        whole = total_steps is None or (isinstance(total_steps, int) and total_steps >= 1)
+        need("total_steps=", whole, "a whole number of at least 1, or None", total_steps)
+        seen = model is None or hasattr(model, "parameters")
+        need("model", seen, "a torch.nn.Module (of several: torch.nn.ModuleList)", model)
+        need("optimizer=", not isinstance(optimizer, str), "a torch.optim.Optimizer", optimizer)
+        need("scheduler=", not isinstance(scheduler, str), "a torch scheduler (by name: lr_plan=)", scheduler)
         self.steps = 0  # optimizer steps done, as the trainer counts them
         self.updates = 0  # of the weights: of several optimizers that step together, one
         self.totals = Totals()  # sums over all ranks, as of the last log step

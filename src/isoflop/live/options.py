@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -11,6 +10,7 @@ from typing import Any, Literal, TypedDict
 
 from isoflop.advice import Advice, Thresholds
 from isoflop.forecast import LrPlan
+from isoflop.lookup import need as must
 from isoflop.record.paths import check_location
 from isoflop.record.task import task_words
 
@@ -116,8 +116,7 @@ class Options:
 
     def __post_init__(self) -> None:
         def need(name: str, holds: bool, expected: str) -> None:
-            if not holds:
-                raise ValueError(f"{name}= expects {expected}, got {reprlib.repr(getattr(self, name))}")
+            must(f"{name}=", holds, expected, getattr(self, name))
 
         for name in POSITIVE:
             value = getattr(self, name)
@@ -138,7 +137,7 @@ class Options:
         need("history", not any(map(_reads_as_list, self.history_paths)), "a list of paths, not the text of one")
         need("intent", self.intent in (None, "optimal", "overtrain"), "'optimal' or 'overtrain'")
         if self.task is not None:
-            words = isinstance(self.task, str) or all(isinstance(word, str) for word in self.task)
+            words = isinstance(self.task, str | list | tuple) and all(isinstance(word, str) for word in self.task)
             need("task", words, "words such as 'finetuning causal'")
             task_words(self.task)
         asks = self.on_advice in ("warn", "stop") or callable(self.on_advice)

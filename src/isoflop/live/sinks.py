@@ -105,7 +105,13 @@ class Display:
         """Active advice, most severe first (rank 0 only)."""
         return self._advice.current
 
+    def __repr__(self: Any) -> str:
+        loss = self.scalars.get("isoflop/loss")
+        return f"<Monitor at step {self.steps:,}{'' if loss is None else f', loss {loss:.4g}'}>"
+
     def _repr_html_(self: Any) -> str:
+        if not self.scalars:
+            return f"<b>isoflop, step {self.steps:,}</b>: no log step yet (one every {self.log_every:,} steps)"
         rows = {name.removeprefix("isoflop/"): f"{value:,.5g}" for name, value in self.scalars.items()}
         made = getattr(self.forecast, "as_of", None)
         age = "" if made is None else f", as of step {made:,}"
@@ -308,7 +314,8 @@ def _evaluated(name: str, points: Sequence[Evaluated]) -> str:
         return f"{name} {last.loss:.3g} at step {last.step:,}{before}"
     if last.train is None:
         return f"{name} {last.loss:.3f} at step {last.step:,}"
-    return f"{name} {last.loss:.3f} ({last.loss - last.train:+.3f} from the training loss of {last.train:.3f})"
+    side = "below" if last.loss < last.train else "above"
+    return f"{name} {last.loss:.3f} ({abs(last.loss - last.train):.3f} {side} the training loss of {last.train:.3f})"
 
 
 def _counted(method: str) -> str:

@@ -81,7 +81,7 @@ class ImportResult:
 
 
 def import_runs(
-    paths: Iterable[str | os.PathLike[str]],
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     given: Given | None = None,
     *,
     kind: str | None = None,
@@ -115,7 +115,11 @@ def import_runs(
     problems: list[str] = []
     refused: dict[str, list[str]] = {}  # sources by cause
     without: dict[str, list[tuple[Logged, NoLoss]]] = {}  # runs without a loss, by source
-    read = _logs([os.fspath(path) for path in paths], _Search(kind, given, leave_out), problems)
+    read = _logs(
+        [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)],
+        _Search(kind, given, leave_out),
+        problems,
+    )
     for logged in _with_charts_joined(read):
         names[logged.names] = None
         columns.update(logged.columns, logged.columns.unused, logged.labels, logged.settings, logged.groups)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,18 +54,23 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             return read_stream(io.BytesIO(read_bytes(location)), text)
         if not Path(text).is_file():  # a pipe would wait for ever
             found = "a folder or device" if os.path.exists(text) else "no such file"
-            raise RecordError(f"Expected a record file (isoflop-….jsonl) at {text}, got {found}.")
+            hint = ": `read_runs` reads folders" if os.path.isdir(text) else ""
+            raise RecordError(f"Expected a record file (isoflop-….jsonl) at {text}, got {found}{hint}.")
         with open(text, "rb") as stream:
             return read_stream(stream, text)
     except OSError as error:
         raise RecordError(f"Expected a record file that can be read at {text}, got: {error}.") from error
 
 
-def read_runs(*paths_or_folders: str | os.PathLike[str], on_problem: Callable[[str], None] | None = None) -> list[Run]:
+def read_runs(
+    *paths_or_folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    on_problem: Callable[[str], None] | None = None,
+) -> list[Run]:
     """Read records: files as given, and of folders all that is below them (`isoflop-*.jsonl`).
 
     Args:
-        paths_or_folders: each a file or a folder, or the URL of one. Links to folders inside a folder are not followed.
+        paths_or_folders: each a file, a folder, the URL of one, or a list of these. Links to folders inside
+            a folder are not followed.
         on_problem: called with a text for each file that can't be read as a record; default: logs a warning.
 
     Returns:
@@ -74,7 +79,8 @@ def read_runs(*paths_or_folders: str | os.PathLike[str], on_problem: Callable[[s
     """
     runs: dict[str, Run] = {}
     say = on_problem or _logger.warning
-    for path in record_files(paths_or_folders, say):
+    lists = (each if isinstance(each, list | tuple) else (each,) for each in paths_or_folders)
+    for path in record_files(tuple(chain.from_iterable(lists)), say):
         real = path if is_url(path) else os.path.realpath(path)
         if real in runs:
             continue

@@ -19,10 +19,11 @@ START_NAMES = {
     "adapter": "fine-tuning of an adapter",
 }
 NAMES = {
-    **{"causal": "causal language model", "masked": "masked model", "seq2seq": "sequence-to-sequence model"},
-    **{"contrastive": "contrastive loss", "preference": "preference loss", "reinforcement": "reinforcement learning"},
-    **{"classification": "classification", "regression": "regression", "generative": "generative model"},
-    "headless": "model without an output for each token of its vocabulary",
+    **{"causal": "a causal language model", "masked": "a masked model", "seq2seq": "a sequence-to-sequence model"},
+    **{"contrastive": "contrastive training", "preference": "preference training"},
+    **{"reinforcement": "reinforcement learning", "classification": "classification", "regression": "regression"},
+    "generative": "a generative model",
+    "headless": "a model without an output for each token of its vocabulary",
 }
 """Of objectives."""
 WORDS = {
@@ -118,7 +119,7 @@ class Task:
     def shown(self, optimizer: str = "") -> str:
         """In a line; `optimizer`: its class, where that is known, in place of its family."""
         what = NAMES.get(self.objective or "", "a model")
-        kind = f"{'mixture-of-experts ' if self.experts else ''}{what}"
+        kind = f"a mixture-of-experts {what.removeprefix('a ')}" if self.experts else what
         on = "" if self.modality in (None, "other") else f" on {self.modality}"
         family = None if self.optimizer == "other" else self.optimizer
         by = "" if family is None else f" with {optimizer or _SHOWN.get(family, family)}"

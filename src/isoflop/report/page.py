@@ -8,9 +8,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
@@ -23,11 +24,13 @@ from isoflop.advice import share
 from isoflop.console import cell
 from isoflop.figures import Figure, NoFigure, Study, figures, study
 from isoflop.figures.plotly import plotly_figure
-from isoflop.figures.study import LEVEL
+from isoflop.figures.study import LEVEL, given_runs
 from isoflop.figures.text import counted, counted_as, name_of
 from isoflop.fit.holdout import Extrapolation
 from isoflop.fit.sources import joined
 from isoflop.laws import short
+from isoflop.lookup import need
+from isoflop.record import Run
 from isoflop.report.latex import PAPERS, bibtex, report_tex, used_by
 from isoflop.report.runs import Fact, RecordedAdvice, RunRow, Sources, facts, latest_advice, run_rows
 from isoflop.report.sentences import SOURCE, Headline, Item, checklist, headline, holdout
@@ -219,12 +222,17 @@ def captioned(notes: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
 
 
 def write_report(
-    report: Report, output: Path, *, formats: Sequence[str] = (), latex: bool = False, made: str = ""
+    report: Report | Iterable[Run],
+    output: str | os.PathLike[str],
+    *,
+    formats: Sequence[str] = (),
+    latex: bool = False,
+    made: str = "",
 ) -> list[Path]:
     """Write the page and the files beside it; files of these names are replaced.
 
     Args:
-        report: as `make_report` gives it.
+        report: as `make_report` gives it, or runs as `read_runs` gives them.
         output: of the page; its folder is made where it is missing.
         formats: of the figures, of "pdf", "svg", "png": `<page's name>-<figure's key>.<format>` each.
         latex: the tables as `<page's name>.tex`, with `.bib`.
@@ -237,10 +245,14 @@ def write_report(
         OSError: a file can't be written.
         ValueError: `output` is a folder, or matplotlib, which the formats need, is not installed.
     """
+    need("output", isinstance(output, str | os.PathLike), "the path of a page, such as report.html", output)
+    output = Path(output)
     if output.is_dir():
         raise ValueError(f"-o: expected a file, got the folder {output}: pass {output / 'report.html'}")
     if formats:
         from isoflop.figures.matplotlib import save
+    if not isinstance(report, Report):
+        report = make_report(Sources(tuple(given_runs(report))))
     bib = output.with_suffix(".bib")
     texts = {output: render(report, made)}
     if latex:

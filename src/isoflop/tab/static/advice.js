@@ -40,14 +40,14 @@ export function pressing(advice, runs) {
   return [...alike.values()];
 }
 
-function item({run, others, severity, what, label, do: todo}) {
+function item({run, step, others, severity, what, label, do: todo}) {
   return element(
     'li',
     {class: severity},
     element('span', {class: 'severity'}, severity),
     ' ',
     element('b', {}, run),
-    `: ${what}`,
+    `, step ${step.toLocaleString('en')}: ${what}`,
     others.length ? element('div', {class: 'small'}, `The same reason in ${counted(others.length, 'other run')}: ${few(others)}.`) : null,
     todo ? element('div', {class: 'do'}, element('b', {}, `${label}: `), todo) : null,
   );
@@ -63,7 +63,7 @@ function state({name, step, planned, forecast, forecast_step: made}) {
 
 function lost(runs) {
   const names = few(runs.map(({name}) => name));
-  return `No news for more than ten log intervals: ${names}. Their records have no end: they were killed, or hang.`;
+  return `No news for more than ten log intervals, and no end in the record (killed, or hanging): ${names}.`;
 }
 
 /** The first names, and how many more there are. */

@@ -115,9 +115,11 @@ class Card {
     const fitting = answer.state === 'fitting'; // then notes would say that no run counts
     show(this.notes, fitting ? '' : (list(answer.notes) ?? ''));
     this.digest = answer.digest;
+    this.csv.hidden = !answer.plot;
+    this.top.classList.toggle('missing', !answer.plot && !fitting);
     if (!answer.plot) {
       this.plot.hidden = true;
-      this.say(fitting ? 'Fitting the runs…' : `Not shown: ${answer.reason}`);
+      this.say(fitting ? 'Fitting the runs…' : `Not shown. ${answer.reason}`);
       return;
     }
     await plotly;

@@ -15,7 +15,7 @@ export function showFit(place, fit) {
     fit.refused ? element('p', {class: 'reason'}, ...raised(`No law: ${fit.refused}.`)) : null,
     fit.law && fit.constants.length && !fit.refused ? law(fit) : null,
     fit.approaches.length || fit.without.length ? approaches(fit) : null,
-    list([...new Set([...fit.doubts, ...fit.warnings])], {class: 'warnings'}),
+    list([...new Set([...fit.doubts, ...fit.warnings])].filter((text) => !fit.refused?.includes(text)), {class: 'warnings'}),
     fit.left_out.length ? leftOut(fit.left_out) : null,
   );
 }

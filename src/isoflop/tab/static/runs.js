@@ -217,7 +217,7 @@ function facts(run) {
   const parts = [
     run.N && `N ${short(run.N)}`,
     run.D && `D ${short(run.D)}`,
-    shown && `${run.losses[shown].toFixed(3)} ${shown}${age(run, shown)}`,
+    shown && `${run.losses[shown].toFixed(3)} ${shown.replace('eval/', '')}${age(run, shown)}`,
     stateOf(run) !== 'completed' && share !== null && share < 100 && `${share}%`,
   ];
   return parts.filter(Boolean).join(' · ') || 'no points yet';
@@ -277,7 +277,7 @@ const COLUMNS = [
   ['N', (run) => run.N, (run) => short(run.N)],
   ['D, tokens', (run) => run.D, (run) => short(run.D)],
   ['D/N', (run) => ratio(run), (run) => short(ratio(run))],
-  ['C, FLOPs', (run) => run.C, (run) => short(run.C)],
+  ['C, FLOPs', (run) => run.C, (run) => power(run.C)],
   ['training loss', (run) => run.losses?.train, (run) => loss(run.losses?.train)],
   ['evaluation', (run) => evaluation(run), (run) => loss(evaluation(run))],
   ['forecast, 80%', (run) => run.forecast?.[0], (run) => (run.forecast ? between(run.forecast[0], run.forecast.slice(1), loss) : '–')],
@@ -297,10 +297,11 @@ export class RunTable {
     this.runs = runs;
     const [, value] = COLUMNS[this.column];
     const sorted = [...runs].sort((a, b) => (this.down ? -1 : 1) * compare(value(a), value(b)));
-    const heads = COLUMNS.map(([name], i) =>
+    const columns = COLUMNS.map((column, i) => [i, ...column]).filter(([i, , known]) => !i || runs.some((run) => (known(run) ?? null) !== null));
+    const heads = columns.map(([i, name]) =>
       element('th', {'aria-sort': i === this.column ? (this.down ? 'descending' : 'ascending') : 'none'},
         element('button', {type: 'button', onclick: () => this.sort(i)}, name)));
-    const rows = sorted.map((run) => element('tr', {}, ...COLUMNS.map(([, , text]) => element('td', {}, text(run)))));
+    const rows = sorted.map((run) => element('tr', {}, ...columns.map(([, , , text]) => element('td', {}, text(run)))));
     show(this.place, element('table', {class: 'runtable'}, element('thead', {}, element('tr', {}, ...heads)), element('tbody', {}, ...rows)));
   }
 
