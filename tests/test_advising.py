@@ -300,7 +300,7 @@ def test_an_evaluation_beside_the_training_loss_of_its_moment(
     if not compared:
         assert offset is None and f"val {loss + 0.04:.3f} at step 50." in line
         return
-    found = re.search(r"val (\S+) \((\S+ \w+) the training loss of (\S+)\)", line)
+    found = re.search(r"val (\S+) \((\S+) above the training loss of (\S+)\)", line)
     assert found is not None and float(found[1]) == round(loss + 0.04, 3)
     assert abs(float(found[2]) - 0.04) < 0.025 and abs(float(found[3]) - loss) < 0.025
     assert (offset is None) if steps < 200 else abs(offset - 0.04) < 0.01

@@ -158,16 +158,19 @@ def _finite(text: str) -> float:
     return value
 
 
+def bounded(record: dict[str, Any]) -> dict[str, Any]:
+    """Values of a header as the writer bounds them: a stranger's nesting would break what compares or prints it."""
+    return {key: json_safe(value, max_items=2000, hide_secrets=False) for key, value in record.items()}
+
+
 def header_fields(record: dict[str, Any], problems: Problems) -> dict[str, Any] | None:
-    """Arguments of `Run` from a header line; None, with a problem, if it has no schema version."""
+    """Arguments of `Run` from a header line's `bounded` values; None, with a problem, if it has no schema version."""
     schema = whole(record.get("isoflop"))
     if not schema:
         problems.add('a schema version in the header\'s "isoflop"', record.get("isoflop"))
         return None
     if schema > SCHEMA_VERSION:
         problems.add(f"a schema up to {SCHEMA_VERSION}, so upgrade isoflop (what it knows was read)", schema)
-    # Bounded as the writer bounds it: a stranger's nesting would break what compares or prints it.
-    record = {key: json_safe(value, max_items=2000, hide_secrets=False) for key, value in record.items()}
     header: dict[str, Any] = {"schema": schema, "extra": {k: v for k, v in record.items() if k not in _KNOWN}}
     for names, kind, expected in ((_TEXTS, str, "a text"), (_OBJECTS, dict, "an object")):
         for name in names:

@@ -129,7 +129,11 @@ def json_safe(
                 return CUT
             if isinstance(inner, Mapping):
                 return pairs(inner.items(), depth)
-            values = [plain(one, depth + 1) for one in islice(inner, max_items) if left > 0]
+            if type(inner) is list and set(map(type, inner)) <= {float, int}:  # a schedule's steps, most of a header
+                values = [_scalar(one, max_text) for one in inner[: max(min(max_items, left), 0)]]
+                left -= len(values)
+            else:
+                values = [plain(one, depth + 1) for one in islice(inner, max_items) if left > 0]
             if isinstance(inner, (set, frozenset)):
                 values.sort(key=str)  # the order of a set differs between processes
             return [*values, CUT] if len(values) < len(inner) else values
@@ -156,6 +160,10 @@ _CONTAINER = object()  # what `_scalar` returns for a value that isn't one
 def _scalar(value: Any, max_text: int) -> Any:
     if value is None or isinstance(value, bool):
         return value
+    if type(value) is float:
+        return value if math.isfinite(value) else None
+    if type(value) is int:
+        return value if abs(value) <= MAX_INT else None
     if type(value) is str or type(value) in (dict, list):  # most of a record's, in a fraction of the time
         return _text(value, max_text) if type(value) is str else _CONTAINER
     if isinstance(value, Enum):

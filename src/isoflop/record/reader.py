@@ -11,7 +11,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from isoflop.record.lines import Problems, header_fields, parse, point_from, split_lines, step_of, whole_point
+from isoflop.record.lines import Problems, bounded, header_fields, parse, point_from, split_lines, step_of, whole_point
 from isoflop.record.paths import (
     as_text,
     describe_links,
@@ -170,13 +170,14 @@ def read_stream(stream: BinaryIO, path: str) -> Run:
             problems.add("one header", "a second one: the rest of the file was skipped")
             break
         elif event == "header":
-            first = record
+            first = bounded(record)
             header = header_fields(first, problems)
         elif event == "update" and header:
             before, now = changed.get("planned", header.get("planned", {})), record.get("planned")
             if isinstance(now, dict) and now.get("steps") != before.get("steps"):
                 since = began
-            changed |= {key: value for key, value in record.items() if key in UPDATED and isinstance(value, dict)}
+            given = {key: value for key, value in record.items() if key in UPDATED and isinstance(value, dict)}
+            changed |= bounded(given)
         elif event == "point" and (point := point or point_from(record, problems)):
             if point.step < last_step:
                 problems.add(f"a step from {last_step} on, or a resume line before", point.step)
