@@ -252,6 +252,12 @@ def test_tables_are_read(tmp_path: Path, text: str, taken: dict[str, str]) -> No
     assert table.taken == taken and table.rows == ("a, b" if "name" in text else "line 2 of runs.csv",)
 
 
+def test_a_markdown_table_with_numbers_as_people_write_them(tmp_path: Path) -> None:
+    rows = "| ~1B params | 2.0 × 10^10 | 2.50 ± 0.01 |\n| 2B | 20B tokens | 2.4 (0.01)* |\n"
+    table = read_table([file(tmp_path, f"| N (params) | D (tokens) | val loss |\n|:--|---:|---|\n{rows}")], WANTED)
+    assert table.columns == {"N": [1e9, 2e9], "D": [2e10, 2e10], "loss": [2.5, 2.4]} and not table.left_out
+
+
 @pytest.mark.parametrize(
     ("column", "cells", "said"),
     [

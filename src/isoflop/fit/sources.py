@@ -65,6 +65,7 @@ _SI |= {"mega": 1e6, "giga": 1e9, "tera": 1e12, "peta": 1e15, "exa": 1e18, "zett
 FLOPS_OF_UNITS: dict[str, float] = {
     **dict.fromkeys(("pfdays", "pfday", "pflopdays", "pflopsdays", "petaflopdays", "petaflopsdays"), PF_DAY),
     **{prefix + unit: factor for prefix, factor in _SI.items() for unit in ("flop", "flops")},
+    **dict.fromkeys(("flop", "flops", "params", "parameters", "tokens", "nats", "natspertoken", "natstoken"), 1.0),
 }
 """What a unit in brackets behind a column's name, `C (PF-days)`, multiplies its cells by."""
 _KINDS: dict[str, tuple[Kind, tuple[str, ...]]] = {
@@ -84,8 +85,8 @@ def plain(name: str) -> str:
 def unit_of(name: str) -> tuple[str, float]:
     """A column's name without its unit of FLOPs, and what its unit multiplies cells by.
 
-    >>> unit_of("C (PF-days)"), unit_of("compute_pf_days"), unit_of("Params (M)")
-    (('C', 8.64e+19), ('compute', 8.64e+19), ('Params (M)', 1000000.0))
+    >>> unit_of("C (PF-days)"), unit_of("compute_pf_days"), unit_of("Params (M)"), unit_of("D (tokens)")
+    (('C', 8.64e+19), ('compute', 8.64e+19), ('Params (M)', 1000000.0), ('D', 1.0))
     """
     found = re.fullmatch(r"(.*\w)\s*[(\[]([^()\[\]]+)[)\]]\s*", name)
     found = found or re.fullmatch(r"(.*[^\W_])[_ ]((?:pf|pflops?|petaflops?)[_ -]?days?|[A-Za-z]+flops?)", name, re.I)
@@ -386,7 +387,7 @@ def file_rows(source: Path) -> Rows:
     """Rows of a file, called by a column of names, where each has another; BadData names the line."""
     problems = Problems(str(source))
     rows = _cells(source, problems)
-    names = [name.strip() for name in next(rows, [])]
+    names = [" ".join(name.split()) for name in next(rows, [])]
     if not any(names):
         raise BadData(next(iter(problems.all()), f"{source} is empty: expected a first row with the columns' names"))
     for name, times in Counter(names).items():

@@ -27,6 +27,10 @@ _GROUPED = re.compile(r"[+-]?\d{1,3}(?:(,)|[\s'\u2019])\d{3}(?:(?(1),|[\s'\u2019
 """Thousands in groups: by commas, or by spaces (French, ISO 31-0) or apostrophes (Swiss)."""
 _DECIMAL_COMMA = re.compile(r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+(?:,\d+)?|[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
 _DECIMAL_POINT = re.compile(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?")
+_WITH_ERROR = re.compile(r"(?<=\d)\s*(?:(?:±|\+/?-)\s*[\d.]+|\(\s*±?\s*[\d.]+\s*\))\s*$")
+_WITH_UNIT = re.compile(r"(?<=[\dkmbt])\s*(?:param(?:eter)?s?|tok(?:en)?s?)$", re.IGNORECASE)
+_POWER = re.compile(r"(?:(.*\d)\s*[×x·*]\s*)?10(?:\^|\*\*|(?=[⁺⁻⁰¹²³⁴-⁹]))[{(]?([+-]?\d+|[⁺⁻⁰¹²³⁴-⁹]+)[)}]?")
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 
 
@@ -95,12 +99,18 @@ def is_blank(cell: object) -> bool:
 def cell_number(text: object) -> float | None:
     """The number in a cell: plain, with thousands in groups, or with k, M, B or T; None: none.
 
+    Or as people write one: with its error or its unit behind it, "about" before it, a power of ten.
+
     >>> [cell_number(text) for text in ("3.5†", "543M", "1,000,000", "1 000", "1e9", "nan", "many", "")]
     [3.5, 543000000.0, 1000000.0, 1000.0, 1000000000.0, nan, None, None]
+    >>> [cell_number(text) for text in ("3.79 ± 0.01", "3.79 (0.01)", "~124M params", "1.5 × 10^7", "10²¹")]
+    [3.79, 3.79, 124000000.0, 15000000.0, 1e+21]
     """
     if (value := number(text)) is not None or not isinstance(text, str):
         return value
-    bare = text.strip().strip(MARKS).replace("_", "")
+    bare = _WITH_ERROR.sub("", _WITH_UNIT.sub("", text.strip(MARKS)).lstrip("~≈≃∼")).strip(MARKS).replace("_", "")
+    if power := _POWER.fullmatch(bare):
+        bare = f"{power[1] or 1}e{power[2].translate(_RAISED)}"
     factor = SUFFIXES.get(bare[-1:].lower(), 1.0)
     if factor != 1.0:
         bare = bare[:-1].rstrip()
@@ -182,7 +192,8 @@ def csv_rows(path: str | os.PathLike[str], problems: Problems) -> Iterator[list[
                     cell.replace(".", "").replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell.strip(MARKS)) else cell
                     for cell in row
                 ]
-            if any(row):
+            rule = dialect.separator == "|" and not any(cell.strip("-: ") for cell in row)  # Markdown's |---|---:|
+            if any(row) and not rule:
                 yield row
 
 
