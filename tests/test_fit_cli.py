@@ -7,6 +7,8 @@ import io
 import itertools
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -468,3 +470,12 @@ def test_a_run_that_diverged_makes_no_isoflop_minimum(tmp_path: Path) -> None:
     assert sound[0] <= 0.46 <= sound[1]
     assert low_high[0] <= 0.46 <= low_high[1]
     assert low_high[1] - low_high[0] < 4 * (sound[1] - sound[0])
+
+
+def test_values_as_they_are_asked_for_load_no_pydantic() -> None:
+    """Typer 0.29 checks with it, and importing it takes longer than a plan; what is not as asked is still refused."""
+    command = [sys.executable, "-X", "importtime", "-m", "isoflop", "plan", "--flops", "1e22"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "isoflop.fit.plan" in found.stderr and "pydantic" not in found.stderr
+    for asked in (("--flops", "many"), ("--flops", "1e22", "--level", "2"), ("--flops", "1e22", "--top-k", "1.5")):
+        assert CliRunner().invoke(app, ["plan", *asked]).exit_code == 2

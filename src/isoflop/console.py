@@ -192,25 +192,27 @@ def progress_bar(text: str, wanted: bool = True) -> Iterator[Callable[[float], N
         wanted: False: never a bar.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console, began, bars = Console(stderr=True), time.monotonic(), list[Any]()
     if not (wanted and console.is_terminal):
         yield lambda share: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    bar, began = Progress(*columns, console=console, transient=True), time.monotonic()
-    task = bar.add_task(text, total=1.0)
 
     def tell(share: float) -> None:
-        if not bar.live.is_started and time.monotonic() - began > PATIENCE:
-            bar.start()
-        bar.update(task, completed=share)
+        if not bars and time.monotonic() - began > PATIENCE:
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            bars.append(Progress(*columns, console=console, transient=True))
+            bars[0].add_task(text, total=1.0)
+            bars[0].start()
+        for bar in bars:
+            bar.update(bar.task_ids[0], completed=share)
 
     try:
         yield tell
     finally:
-        if bar.live.is_started:
+        for bar in bars:
             bar.stop()
 
 

@@ -31,12 +31,39 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 """Module and object below `isoflop.cli`, and the line in the list of commands."""
 
 
+def _light(parameter: Any) -> Any:
+    """The parameter, whose value goes past Typer 0.29's check where it is as asked: the check loads pydantic (.1 s)."""
+    if not hasattr(parameter, "get_runtime_param") or "process_value" in vars(parameter):
+        return parameter
+    checked, described = parameter.process_value, parameter.type_descriptor
+    several, parser = parameter.multiple or parameter.nargs == -1, getattr(described.parameter_info, "parser", None)
+
+    def value_of(ctx: Any, value: Any) -> Any:
+        kind, given = described.annotation, value is not None
+        texts = kind == list[str] and several and given and all(isinstance(each, str) for each in value)
+        as_asked = not given or value is parameter.default or texts or (kind is str and isinstance(value, str))
+        if (parameter.required and not value) or not (as_asked or (parser and not several)):
+            return checked(ctx, value)
+        if several:
+            value = list(value) if given else ()
+        elif parser and given:
+            value = parser(value)
+        return value if parameter.callback is None else parameter.callback(ctx, parameter, value)
+
+    parameter.process_value = value_of
+    return parameter
+
+
 class Commands(TyperGroup):
     """Lists commands without importing them."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.commands = {name: TyperCommand(name, help=text) for name, (_, text) in COMMANDS.items()}
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """Typer's."""
+        return _light(super().get_help_option(ctx))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command itself, imported now."""
@@ -61,6 +88,10 @@ KINDS = {"int": "NUMBER", "float": "NUMBER", "path": "PATH", "str": "NAME", "tex
 class Once(TyperCommand):
     """Refuses an option of one value that is given twice, where click takes the last one in silence."""
 
+    def get_help_option(self, ctx: Any) -> Any:
+        """Typer's."""
+        return _light(super().get_help_option(ctx))
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Click's, after a look at which options come several times."""
         for parameter, times in Counter(self.make_parser(ctx).parse_args(args=list(args))[2]).items():
@@ -81,6 +112,7 @@ def _with_nouns(command: Any) -> Any:
             kind = str(getattr(parameter, "type", None) or parameter.display_type(None)).lower()
             nouns = (noun for name, noun in KINDS.items() if name in kind)
             parameter.metavar = NOUNS.get(parameter.name, next(nouns, None))
+        _light(parameter)
     return command
 
 

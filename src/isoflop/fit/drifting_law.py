@@ -311,13 +311,13 @@ def together(rows: Array) -> Array:
     return np.stack([level - np.logaddexp(0, logit), q + rho * odds, q, *rest], axis=1)
 
 
-def pulls(theta: Array, floor: bool = True) -> Array:
+def pulls(theta: Array, floor: bool = True, known: Array | None = None) -> Array:
     """The prior as residuals of standard deviation 1 [rows, 7], θ's origin at 20 tokens per parameter.
 
     Of ln α, ln β, ln N_opt, the logit of the share above E, κ_A, κ_B and ln ρ. Without a `floor`: of laws of Kaplan et
-    al. 2020's form, eq. 1.5, which have no E.
+    al. 2020's form, eq. 1.5, which have no E. `known`: θ by `apart`, where that is at hand.
     """
-    known = apart(theta)[:, [ALPHA, BETA, 2, 1, KAPPA_A, KAPPA_B, RHO]]
+    known = (apart(theta) if known is None else known)[:, [ALPHA, BETA, 2, 1, KAPPA_A, KAPPA_B, RHO]]
     return np.asarray((known - _MIDDLE) / _WIDTH if floor else (known - _FLOORLESS) / _FLOORLESS_WIDTH)
 
 

@@ -142,6 +142,7 @@ class Posterior:
         misfit: scatter of ln L over what seeds alone give; None: too few runs to tell.
         shift: of ln N_opt, by draw [draws]: doubt that runs which say nothing of the best size leave.
         spread: standard deviation of ln N_opt at the largest budget, by the runs and the prior there.
+        unlikely: −ln likelihood of the runs at their best, but for a constant.
     """
 
     origin: Origin
@@ -161,6 +162,7 @@ class Posterior:
     misfit: float | None = None
     shift: Array | float = field(default=0.0, repr=False)
     spread: float = 0.0
+    unlikely: float = field(default=0.0, repr=False)
 
     @property
     def telling(self) -> bool:
@@ -284,7 +286,7 @@ def posterior_of_runs(
     fades = (FADES + 2 * np.log(C).std()) * np.exp(FADES_SD * np.random.default_rng(1).standard_normal(len(rows)))
     misfit = misfit_of(float(np.median(noise)), loss) if len(N) >= FEWEST_TO_JUDGE else None
     known = (origin, best[:CONSTANTS], draws, bias, fades, noise, form, flop_rate(N, D, C), float(C.max()), len(N))
-    found = Posterior(*known, left_out=left_out, apart=apart, misfit=misfit)
+    found = Posterior(*known, left_out=left_out, apart=apart, misfit=misfit, unlikely=model.at_best(modes[0]))
     return replace(found, spread=float(found.sizes(found.line(found.largest)).std()))
 
 
@@ -386,17 +388,22 @@ class _Model:
 
         `share`: weight of the determinant.
         """
-        squares = np.exp(2 * scales).T
-        variance = self.spread @ squares
-        inverse = self.number[:, None] / variance
+        squares = np.exp(2 * scales.T)
+        inverse = self.spread @ squares
+        logs = self.number @ np.log(inverse)
+        np.divide(self.number[:, None], inverse, out=inverse)
         weighted = residuals * inverse
-        value, logs = (residuals * weighted).sum(axis=0) + self.within @ inverse, self.number @ np.log(variance)
+        value = np.einsum("nr,nr->r", weighted, np.broadcast_to(residuals, inverse.shape)) + self.within @ inverse
         if len(self.alike[1]):
             common = SHARED * squares[0]
             inflated = 1 + common * self.sums(inverse)
-            value -= (common * self.sums(weighted) ** 2 / inflated).sum(axis=0)
+            value -= common * (self.sums(weighted) ** 2 / inflated).sum(axis=0)
             logs += np.log(inflated).sum(axis=0)
         return np.asarray(0.5 * (value + share * logs + (((scales - SCALES) / SCALES_SD) ** 2).sum(axis=1)))
+
+    def at_best(self, mode: Array) -> float:
+        """`unlikely` at a mode [11]."""
+        return float(self.unlikely(self.residuals(mode[None]), mode[None, NOISE_AT:])[0])
 
     def whitened(self, table: Array, scales: Array) -> Array:
         """Columns [n, k] divided by a root of the covariance at (ln s, ln τ): of residuals, independent of sd 1."""
@@ -415,10 +422,10 @@ class _Model:
         first, begins = self.alike
         return np.add.reduceat(table[first:], begins, axis=0) if len(begins) else table[:0]
 
-    def prior(self, theta: Array) -> Array:
-        """The prior of θ as residuals of standard deviation 1 [rows, 8]."""
+    def prior(self, theta: Array, known: Array | None = None) -> Array:
+        """The prior of θ as residuals of standard deviation 1 [rows, 8]; `known`: as of `pulls`."""
         level = np.log(np.exp(theta[:, :3]).sum(axis=1)) - self.level
-        return np.concatenate([pulls(theta, self.floor), level[:, None] / LEVEL_SD], axis=1)
+        return np.concatenate([pulls(theta, self.floor, known), level[:, None] / LEVEL_SD], axis=1)
 
     def slopes(self, mode: Array) -> Array:
         """Of the whitened residuals by θ and b, and of the prior's, at a mode [n + 8, 9]."""
@@ -427,12 +434,12 @@ class _Model:
         of_runs = self.whitened(np.column_stack([slopes(theta, x, y)[0], bend(theta) * off]), mode[NOISE_AT:])
         return np.concatenate([of_runs, np.pad(gradient(self.prior, theta)[0], ((0, 0), (0, 1)))])
 
-    def log_density(self, rows: Array) -> Array:
-        """Ln posterior probability, but for a constant [rows]."""
+    def log_density(self, rows: Array, known: Array | None = None) -> Array:
+        """Ln posterior probability, but for a constant [rows]; `known`: as of `pulls`."""
         with np.errstate(all="ignore"):
             value = -self.unlikely(self.residuals(rows), rows[:, NOISE_AT:])
             value -= (BIAS_DOF + 1) / 2 * np.log1p((rows[:, BIAS_AT] / BIAS) ** 2 / BIAS_DOF)
-            value -= 0.5 * (self.prior(rows[:, :CONSTANTS]) ** 2).sum(axis=1)
+            value -= 0.5 * (self.prior(rows[:, :CONSTANTS], known) ** 2).sum(axis=1)
         return np.where(np.isfinite(value), value, -np.inf)
 
     def scales(self, residuals: Array, at: Array) -> Array:
@@ -461,17 +468,10 @@ class _Model:
         return whole
 
 
-def floorless(N: Array, D: Array, C: Array, loss: Array) -> float:
-    """Ln of how much likelier runs are by a law without an irreducible loss than by the posterior's, each at its best.
-
-    Args:
-        N, D, C, loss: of the runs, each [n].
-    """
-    model = _Model.of(N, D, loss, Origin.of(N, D, C))
-    other = replace(model, floor=False)
-    best, without = (_mode(each, 1.0) for each in (model, other))
-    unlikely = [model.unlikely(model.residuals(m[None]), m[None, NOISE_AT:])[0] for m in (best, without)]
-    return float(unlikely[0] - unlikely[1])
+def floorless(N: Array, D: Array, C: Array, loss: Array, posterior: Posterior) -> float:
+    """Ln of how much likelier runs [n] are by a law without an irreducible loss than by theirs, each at its best."""
+    model = replace(_Model.of(N, D, loss, Origin.of(N, D, C)), floor=False)
+    return posterior.unlikely - model.at_best(_mode(model, 1.0))
 
 
 def _mode(model: _Model, width: float, robust: bool = False) -> Array:
@@ -510,7 +510,7 @@ def _drawn(model: _Model, modes: list[Array], rng: np.random.Generator) -> Array
 
     def log_density(rows: Array) -> Array:
         volume = np.log(np.exp(rows[:, ALPHA]) + np.exp(rows[:, BETA]))
-        return model.log_density(together(rows)) + volume
+        return model.log_density(together(rows), rows) + volume
 
     model = model.merged(modes[0]) if len(model.known) > MANY else model
     first = modes[0]

@@ -234,11 +234,13 @@ class PowerSum(Problem):
         # each term has few constants: small products, which BLAS does not spread over threads
         self._own = [np.flatnonzero(each.any(axis=0)) for each in self._by_term]
         self._slopes = [each[:, own] for each, own in zip(self._by_term, self._own, strict=True)]
-        self._pairs = []
+        self._pairs, places = [], []
         for k, m in itertools.combinations_with_replacement(range(terms), 2):
             pairs = [(p, q) for p in self._own[k] for q in self._own[m] if k != m or p <= q]
             P, Q = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-            self._pairs.append((k, m, P, Q, self._by_term[k][:, P] * self._by_term[m][:, Q]))
+            self._pairs.append((k, m, self._by_term[k][:, P] * self._by_term[m][:, Q]))
+            places.append((P, Q))
+        self._places = tuple(np.concatenate(each) for each in zip(*places, strict=True))  # no constant is of two terms
 
     def state(self, theta: Array) -> State:
         """Residuals [rows, n] and the terms' shares of L̂ [rows, terms, n]."""
@@ -260,21 +262,24 @@ class PowerSum(Problem):
     def derivatives(self, state: State, weights: Array, delta: float) -> tuple[Array, Array]:
         """Gradient [rows, free] and Hessian [rows, free, free] of Σ w·huber."""
         residuals, share = state
-        pull = weights * np.clip(residuals, -delta, delta)
-        curve = weights * (np.abs(residuals) < delta) - pull
+        pull = np.clip(residuals, -delta, delta)
+        curve = weights * (pull == residuals)
+        pull *= weights
+        curve -= pull
         gradient = np.zeros((len(share), len(self.free)))
         hessian = np.zeros((*gradient.shape, len(self.free)))
-        for k, own in enumerate(self._own):
-            gradient[:, own] += (pull * share[:, k]) @ self._slopes[k]
-        for k, m, P, Q, products in self._pairs:
-            part = curve * share[:, m]
+        pulled = [pull * share[:, k] for k in range(share.shape[1])]
+        curved = [curve * share[:, k] for k in range(share.shape[1])]
+        for own, slopes, part in zip(self._own, self._slopes, pulled, strict=True):
+            gradient[:, own] = part @ slopes
+        parts = []
+        for k, m, products in self._pairs:
+            part = curved[k] * share[:, m]
             if k == m:
-                part += pull
-            part *= share[:, k]
-            values = part @ products
-            hessian[:, P, Q] += values
-            mirrored = (k != m) | (P < Q)
-            hessian[:, Q[mirrored], P[mirrored]] += values[:, mirrored]
+                part += pulled[k]
+            parts.append(part @ products)
+        P, Q = self._places
+        hessian[:, P, Q] = hessian[:, Q, P] = np.concatenate(parts, axis=1)
         return gradient, hessian
 
     def constants(self, theta: Array) -> Array:

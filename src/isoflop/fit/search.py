@@ -23,6 +23,8 @@ CONTINUATION = 3.0
 WIDEST = 3e-2
 LOWEST, HIGHEST = 0.02, 3.0
 """Exponents that are looked at. Published ones lie between .05 and .8."""
+CONVERGED = 1e-9
+"""Relative gain that Newton's quadratic form promises, below which a row is done whatever else is asked."""
 MOST_RUNS = 2000
 """Runs that the search looks at; Newton sees them all."""
 GRID = {1: 64, 2: 20, 3: 11}
@@ -34,6 +36,8 @@ LARGEST = 600.0
 """Of a term's logarithm in the search: an exponent that ran off puts e^1000 beside 1."""
 SEED = 0
 """Of Sobol sequences and of the runs that are looked at: the same runs have the same fit."""
+BLOCK = 16_000
+"""Runs × rows of the grid that are solved side by side: what fits into a processor's cache."""
 APART = 0.45
 """Of ln of an exponent, between two starts."""
 SAME = 1e-3
@@ -143,7 +147,8 @@ def _newton(objective: Objective, theta: Array, steps: int, tolerance: float) ->
         if mine is not None:
             more = mine.derivatives(theta[active])
             gradient, hessian = gradient + more[0], hessian + more[1]
-        tried = theta[active] + _step(gradient, hessian, damping[active])
+        step, promised = _step(gradient, hessian, damping[active])
+        tried = theta[active] + step
         new_residuals, new_details = problem.state(tried)
         value = (w * huber(new_residuals, delta)).sum(axis=1)
         if mine is not None:
@@ -155,24 +160,30 @@ def _newton(objective: Objective, theta: Array, steps: int, tolerance: float) ->
         residuals[better], details[better] = new_residuals[better], new_details[better]
         damping[good] = np.maximum(damping[good] / 5, 1e-15)
         damping[active[~better]] = np.minimum(damping[active[~better]] * 6, 1e8)
-        # done: three steps in a row that gain nothing to speak of
+        # done: nothing to speak of is left to gain, or three steps in a row gain nothing
         stalled[active] = np.where(gain <= tolerance * np.abs(best[active]), stalled[active] + 1, 0)
-        going = stalled[active] < np.where(better, 2, 9)
+        open_ = promised > min(tolerance, CONVERGED) * np.abs(best[active])
+        going = open_ & (stalled[active] < np.where(better, 2, 9))
         active, residuals, details = active[going], residuals[going], details[going]
         if not active.size:
             break
     return theta, best
 
 
-def _step(gradient: Array, hessian: Array, damping: Array) -> Array:
-    """Newton's step by row, damped; downhill along directions of negative curvature too (|eigenvalue|)."""
+def _step(gradient: Array, hessian: Array, damping: Array) -> tuple[Array, Array]:
+    """Newton's step by row, damped, downhill along directions of negative curvature too (|eigenvalue|) [rows, free].
+
+    And what the undamped one gains by the quadratic form [rows].
+    """
     values, vectors = np.linalg.eigh(hessian)
-    rotated = np.einsum("rpq,rp->rq", vectors, gradient)
+    rotated = np.matmul(gradient[:, None], vectors)[:, 0]
     size = np.abs(values)
-    curvature = np.maximum(size + (damping * size.max(axis=1))[:, None], 1e-290)
-    step = -np.einsum("rpq,rq->rp", vectors, rotated / curvature)
+    least = size.max(axis=1)[:, None]
+    curvature = np.maximum(size + damping[:, None] * least, 1e-290)
+    step = -np.matmul(vectors, (rotated / curvature)[..., None])[..., 0]
+    gain = 0.5 * (rotated**2 / np.maximum(size, 1e-290)).sum(axis=1)
     # no leap by more than e² in a coefficient
-    return step * np.minimum(1, 2 / np.maximum(np.abs(step).max(axis=1, keepdims=True), 1e-300))
+    return step * np.minimum(1, 2 / np.maximum(np.abs(step).max(axis=1, keepdims=True), 1e-300)), gain
 
 
 # -- the optimum -------------------------------------------------------------------------------------------------------
@@ -308,16 +319,16 @@ def _projected(objective: Objective, problem: PowerSum, around: Array | None, ke
         grid = np.concatenate([grid, np.unique(held, axis=0)])
     log_loss, w = problem.log_loss[runs], objective.weights[runs]
     loss = np.exp(log_loss)
-    columns, known = _columns(problem, runs, grid, is_exponent)
     relative = np.broadcast_to(w / loss**2, (len(grid), len(runs)))
     for again in range(3):
-        coefficients = _least_squares(columns, loss - known, relative)
-        predicted = np.matmul(coefficients[:, None], columns)[:, 0] + known
+        at = np.array_split(np.arange(len(grid)), -(-grid.shape[0] * len(runs) // BLOCK))
+        parts = [_projection(problem, runs, grid[rows], is_exponent, loss, relative[rows]) for rows in at]
+        coefficients, predicted = (np.concatenate(part) for part in zip(*parts, strict=True))
         residuals = np.log(np.maximum(predicted, 1e-12)) - log_loss
         scale = max(delta, 1.345 * float(np.median(np.abs(residuals).min(axis=0))) / 0.6745)
         if again == 0:  # a quarter of the grid goes on
             good = np.argsort((w * huber(residuals, scale)).sum(axis=1))[: max(len(grid) // 4, FEWEST)]
-            grid, columns, known, residuals = grid[good], columns[good], known[good], residuals[good]
+            grid, residuals = grid[good], residuals[good]
         relative = w / loss**2 * np.minimum(1, scale / np.maximum(np.abs(residuals), 1e-300))
     theta = np.empty((len(grid), len(problem.free)))
     theta[:, is_exponent], theta[:, ~is_exponent] = grid, np.log(coefficients)
@@ -344,6 +355,15 @@ def _sobol(low: Array, high: Array, points: int) -> Array:
     return qmc.scale(qmc.Sobol(len(low), seed=SEED).random(points), low, high)
 
 
+def _projection(
+    problem: PowerSum, runs: NDArray[np.int64], grid: Array, is_exponent: NDArray[np.bool_], loss: Array, weights: Array
+) -> tuple[Array, Array]:
+    """For each row of exponents the coefficients [rows, c] that weighted squares ask for, and the losses [rows, n]."""
+    columns, known = _columns(problem, runs, grid, is_exponent)
+    coefficients = _least_squares(columns, loss - known, weights)
+    return coefficients, np.matmul(coefficients[:, None], columns)[:, 0] + known
+
+
 def _columns(
     problem: PowerSum, runs: NDArray[np.int64], grid: Array, is_exponent: NDArray[np.bool_]
 ) -> tuple[Array, Array]:
@@ -353,10 +373,16 @@ def _columns(
     columns = np.zeros((len(grid), members.shape[2], len(runs)))
     known = np.zeros((len(grid), len(runs)))
     for k in range(design.shape[1]):
-        power = np.exp(np.minimum(grid @ shifts[:, k].T + offset[:, k], LARGEST))
+        power = (
+            np.exp(np.minimum(grid @ shifts[:, k].T + offset[:, k], LARGEST))
+            if shifts[:, k].any()
+            else (np.exp(offset[None, :, k]))
+        )
         for c in np.flatnonzero(members[:, k].any(axis=0)):
             columns[:, c] += members[:, k, c] * power
-        known += (1 - members[:, k].sum(axis=1)) * power
+        fixed = 1 - members[:, k].sum(axis=1)
+        if fixed.any():
+            known += fixed * power
     return columns, known
 
 

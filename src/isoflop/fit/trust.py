@@ -34,7 +34,6 @@ from isoflop.fit.posterior import (
     run_covariance,
 )
 from isoflop.fit.robust import POOR, kept_rows, seed_noise
-from isoflop.laws.recipes import FEWEST_STEPS, warmup_of
 
 FAR = 1e2
 """A factor of compute beyond the largest run from which on that is said first. Doubt: a choice."""
@@ -257,7 +256,7 @@ def trust_of(
         (misfit or 0.0) * float(np.median(seed_noise(loss) / loss)),
         held,
         asked / float(C.max()),
-        floorless(N[kept], D[kept], C[kept], loss[kept]) if len(kept) >= FEWEST_TO_JUDGE else None,
+        floorless(N[kept], D[kept], C[kept], loss[kept], posterior) if len(kept) >= FEWEST_TO_JUDGE else None,
     )
 
 
@@ -386,6 +385,8 @@ FOLLOWS = 0.5
 
 def by_steps(ends: Sequence[float], N: Array, D: Array, loss: Array, posterior: Posterior) -> dict[str, float]:
     """How many steps runs [n] have (`ends`), where these are few and explain what the law misses; else empty."""
+    from isoflop.laws.recipes import FEWEST_STEPS, warmup_of  # reads the published laws, which few commands need
+
     steps = np.array(ends)
     beyond = [int(count) - warmup_of(int(count)) for count in ends]
     if min(beyond, default=FEWEST_STEPS) >= FEWEST_STEPS or np.ptp(steps) == 0:

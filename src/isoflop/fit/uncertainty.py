@@ -21,7 +21,7 @@ from isoflop.fit.search import BOUNDS, HIGHEST, LOWEST, Objective, Optimum, mini
 
 MANY = 5000
 """Runs from which on draws come from the asymptotic normal distribution: a bootstrap's cost is runs × draws."""
-CHUNK = 60_000
+CHUNK = 15_000
 """Runs × resamples solved side by side: what fits into a processor's cache."""
 FARTHEST = 345.0
 """Draws of the logarithm of a constant run off where nothing holds them: so far that exp and its square have values."""
