@@ -11,7 +11,8 @@ import pytest
 
 from fits import reference
 from isoflop.fit import BadData, Extrapolation, extrapolation, fit_law, read_table
-from isoflop.fit.holdout import held_out
+from isoflop.fit.holdout import at_most, held_out
+from isoflop.fit.optimal_line import quantile
 
 
 def runs(noise: float = 0.003, seed: int = 0, sizes: int = 7) -> dict[str, np.ndarray]:
@@ -171,3 +172,15 @@ def test_chinchillas_runs_do_not_extrapolate_as_they_claim() -> None:
     assert np.median(np.abs(result.error)) == pytest.approx(0.0072, abs=2e-4)
     assert np.abs(result.error).max() == pytest.approx(0.0409, abs=5e-4)
     assert result.trusted is False and result.inside is not None and result.inside < 0.75
+
+
+def test_chances_and_quantiles_are_those_of_scipy():
+    from scipy.special import stdtrit
+    from scipy.stats import binom
+
+    for n, p in ((1, 0.5), (5, 0.9), (68, 0.9), (600, 0.9), (3000, 0.999)):
+        for k in (0, n // 2, n - 1, n):
+            assert at_most(k, n, p) == pytest.approx(binom.cdf(k, n, p), rel=1e-9, abs=1e-15)
+    for level in (0.1, 0.8, 0.9, 0.999):
+        for dof in (1, 2, 3, 8, 31, 500):
+            assert quantile(level, dof) == pytest.approx(stdtrit(dof, 0.5 + level / 2), rel=1e-10)

@@ -49,12 +49,35 @@ def columns_of(**given: ArrayLike) -> list[Array]:
 
 
 def quantile(level: float, dof: float = math.inf) -> float:
-    """Standard errors to either side that hold `level` of Student's t."""
-    if math.isinf(dof):
-        return NormalDist().inv_cdf(0.5 + level / 2)
-    from scipy.special import stdtrit  # slow to import
+    """Standard errors to either side that hold `level` of Student's t of a whole number of degrees of freedom.
 
-    return float(stdtrit(dof, 0.5 + level / 2))
+    By Newton's method from below, from the normal distribution's: the share within them is concave. (scipy.special takes
+    .2 s to import.)
+
+    >>> round(quantile(0.9), 4), round(quantile(0.9, 1), 4), round(quantile(0.9, 8), 4)
+    (1.6449, 6.3138, 1.8595)
+    """
+    t = NormalDist().inv_cdf(0.5 + level / 2)
+    if math.isinf(dof):
+        return t
+    height = 2 * math.exp(math.lgamma((dof + 1) / 2) - math.lgamma(dof / 2)) / math.sqrt(dof * math.pi)
+    for _ in range(100):
+        step = (level - _within(t, round(dof))) / (height * (1 + t * t / dof) ** (-(dof + 1) / 2))
+        t += step
+        if step < 1e-13 * t:
+            break
+    return t
+
+
+def _within(t: float, dof: int) -> float:
+    """Probability of Student's t within ±t (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
+    angle, odd = math.atan(t / math.sqrt(dof)), dof % 2
+    term, total = math.cos(angle) ** odd, 0.0
+    for k in range(1 + odd, dof, 2):
+        total += term
+        term *= k / (k + 1) * math.cos(angle) ** 2
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
 
 
 @dataclass(frozen=True)
