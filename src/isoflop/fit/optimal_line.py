@@ -51,8 +51,8 @@ def columns_of(**given: ArrayLike) -> list[Array]:
 def quantile(level: float, dof: float = math.inf) -> float:
     """Standard errors to either side that hold `level` of Student's t of a whole number of degrees of freedom.
 
-    By Newton's method from the normal distribution's, which is less: the share within is concave. (scipy.special takes .2 s
-    to import.)
+    By Newton's method from the normal distribution's, which is less: the share within is concave. (scipy.special takes
+    .2 s to import.)
 
     >>> round(quantile(0.9), 4), round(quantile(0.9, 1), 4), round(quantile(0.9, 8), 4)
     (1.6449, 6.3138, 1.8595)
