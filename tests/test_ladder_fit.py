@@ -151,6 +151,11 @@ def test_runs_that_do_not_count_are_named(tmp_path: Path, plan: LadderPlan):
     assert set(found.finished.missing) == {plan.runs[0].name, plan.runs[-1].name}
 
 
+def test_a_table_is_sent_to_the_commands_that_take_one(tmp_path: Path):
+    code, _, said = isoflop("ladder", "fit", tmp_path / "runs.csv", "--flops", "1e21")
+    assert code == 1 and "runs.csv): `isoflop fit` and `plan --runs` take tables" in " ".join(said.split())
+
+
 def test_records_at_a_url(plan: LadderPlan):
     fsspec = pytest.importorskip("fsspec")
     store = fsspec.filesystem("memory")
