@@ -54,8 +54,8 @@ def fit(
     from isoflop.ladder.fit import fit_ladder_runs
 
     with reported("ladder fit"):
-        if tables := [each for each in runs if each.lower().endswith((".csv", ".tsv", ".parquet"))]:
-            raise ValueError(f"expected records, got a table ({tables[0]}): `isoflop fit` and `plan --runs` take tables")
+        if table := next((each for each in runs if each.lower().endswith((".csv", ".tsv", ".parquet"))), ""):
+            raise ValueError(f"expected records, got a table ({table}): `isoflop fit` and `plan --runs` take tables")
         fitted = fit_ladder_runs(runs, plan=plan, target_flops=flops, loss=loss, level=level)
     if as_json:
         print_json(fitted.as_dict())
