@@ -223,7 +223,7 @@ def independent(N: Array, D: Array, loss: Array, delta: float, rng: np.random.Ge
 @pytest.mark.parametrize("delta", [1e-3, 1e-4])
 @pytest.mark.parametrize("seed", range(3))
 def test_no_better_optimum_is_found_by_another_search(seed: int, delta: float) -> None:
-    """`benchmarks/fit.py --subsets 200` does so on 200 subsets."""
+    """Of random subsets, each from 64 starts of another optimiser."""
     rng = np.random.default_rng(seed)
     table = np.genfromtxt(reference("chinchilla_245.csv"), delimiter=",", names=True)
     table = table[rng.choice(np.flatnonzero(table["epoch_outlier"] == 0), rng.integers(8, 40), replace=False)]
