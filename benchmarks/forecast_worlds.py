@@ -234,13 +234,13 @@ def epochs(rng: Rng) -> LossCurve:
     return logged(rng, w, w.curve() - drop * w.E * np.floor(n * (w.steps - 1) / w.total) ** rng.uniform(0.5, 1.0))
 
 
-def averages(rng: Rng) -> LossCurve:
-    """What is logged is an exponential average, or the mean since the start."""
+def averages(rng: Rng, since_start: bool) -> LossCurve:
+    """What is logged is the mean since the start, or an exponential average."""
     w = world(rng)
     height, time = rng.uniform(0.5, 4), rng.uniform(0.02, 0.1) * w.total
     loss = w.curve() + height * np.exp(-w.steps / time) + w.noise * rng.normal(size=w.total)
     keep = 1 - 1 / (rng.uniform(0.01, 0.05) * w.total)
-    mean = np.cumsum(loss) / w.steps if rng.random() < 0.5 else averaged(keep, loss, float(loss[0]))
+    mean = np.cumsum(loss) / w.steps if since_start else averaged(keep, loss, float(loss[0]))
     return logged(rng, w, mean, np.zeros(w.total))
 
 
@@ -341,7 +341,8 @@ KINDS: dict[str, Callable[[Rng], LossCurve]] = {
     "heavy tails": heavy_tails,
     "red noise": red_noise,
     "epochs": epochs,
-    "averages": averages,
+    "mean since start": partial(averages, since_start=True),
+    "exponential mean": partial(averages, since_start=False),
     "few points": few_points,
     "logarithmic": logarithmic,
     "offset": offset,

@@ -524,7 +524,7 @@ def test_units(tmp_path: Path) -> None:
     run = one(import_runs([path], Given(loss_unit={"train": "bits", "eval/val": "bpb"})))
     assert run.points[0].losses == {"train": pytest.approx(2 * math.log(2)), "eval/val": 1.0}
     assert run.loss_units == {"eval/val": "bits per byte"}
-    with pytest.raises(RecordError, match="--loss-unit: expected one of nats, bits, ppl, bpb, got 'dB'"):
+    with pytest.raises(RecordError, match="--loss-unit: expected one of nats, bits, ppl, bpb, mean, got 'dB'"):
         import_runs([path], Given(loss_unit={EVERY: "dB"}))
 
 

@@ -77,7 +77,10 @@ def import_(
     loss: Annotated[
         Several, _several("[LOSS=]COLUMN", "Column of the training loss; eval/val=COLUMN,… of another.")
     ] = None,
-    loss_unit: Annotated[Several, _several("[LOSS=]UNIT", "nats (default), bits, ppl or bpb (bits per byte).")] = None,
+    loss_unit: Annotated[
+        Several,
+        _several("[LOSS=]UNIT", "nats (default), bits, ppl, bpb (bits per byte); train=mean: of all steps so far."),
+    ] = None,
     tokens: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of tokens since the run began.")] = None,
     step: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of optimizer steps.")] = None,
     run: Annotated[Several, _several("COLUMN", "Column that separates the runs of one file.")] = None,

@@ -136,6 +136,11 @@ class Refusal(str, Enum):
         "batch size changed",
         "The tokens per step went from {before:,.0f} to {after:,.0f}: earlier losses do not predict later ones.",
     )
+    AVERAGED = (
+        "loss is a running mean",
+        "The logged loss looks like its mean since the start of the run, which lags behind the loss of the model: log "
+        "the loss of each step, or its mean since the last log.",
+    )
     STUCK = (
         "loss not falling",
         "The loss is {now:.3f} nats after {then:.3f} around step {since:,.0f}: the curve is too flat for a forecast. "

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.arrays import Array
+from isoflop.averages import running_mean
 from isoflop.forecast.curve import KERNELS, OFF_PLAN, FeaturesPath, LossBins, LossCurve, falls, kernel_weights, path
 from isoflop.forecast.forecast import NO_PLAN, T80, Forecast, NoForecast, Refusal, forecast_of
 from isoflop.forecast.lr_plan import LrPlan
@@ -128,6 +129,8 @@ def _check_curve(columns: Mapping[str, Array], bins: LossBins, warmup: int) -> N
         early = (tokens[i] - at) / max(step[i] - of, 1)
         if early > 0 and abs(late / early - 1) > BATCH:
             return NoForecast(Refusal.BATCH_CHANGED, {"before": early, "after": late})
+    if running_mean(step, columns["loss"], bins.last_tokens / bins.last_step):
+        return NoForecast(Refusal.AVERAGED)
     return None
 
 

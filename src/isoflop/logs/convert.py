@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from msgspec import structs
 
+from isoflop.averages import looks_averaged
 from isoflop.laws.forms import usual_loss
 from isoflop.logs.counts import Counts, SizeOf, counts_of
 from isoflop.logs.files import ImportProblem, number, plain, whole
@@ -217,7 +218,7 @@ def points_of(logged: Logged, losses: Losses, counts: Counts) -> tuple[Point, ..
 
     found: dict[int, Point] = {}
     for name, column in losses.columns.items():
-        averaged = None if name != "train" else logged.averaged or losses.taken[name] == "isoflop/loss"
+        averaged = None if name != "train" else logged.averaged or losses.averaged
         for step, loss, time, covered in _thinned(column, averaged):
             tokens, data = whole_at(counts.tokens, step), whole_at(counts.data_tokens, step)
             point = Point(
@@ -292,7 +293,9 @@ def doubts_of(
     asked = [
         name for name in losses.columns if name not in {*answers.given.loss, *answers.given.loss_unit, *losses.units}
     ]
-    found += _losses(asked if EVERY not in answers.given.loss_unit else [], vocabulary, N, points)
+    if EVERY not in answers.given.loss_unit:
+        found += _losses(asked, vocabulary, N, points)
+        found += _averages(losses.columns["train"], points[-1]) if "train" in asked else ()
     return tuple(replace(doubt, of=tuple(what for what in doubt.of if what not in given)) for doubt in found)
 
 
@@ -362,6 +365,12 @@ def _losses(names: Sequence[str], vocabulary: float | None, N: int | None, point
                 "tokens: divided by accumulation steps, per character, or continued from a checkpoint?"
             )
             yield Doubt(("loss",), text, "--loss COLUMN, or --loss-unit nats if it is right")
+
+
+def _averages(train: Column, last: Point) -> Iterator[Doubt]:
+    if last.tokens and last.step and looks_averaged(*train.known(), last.tokens / last.step):
+        text = "train looks like its mean since the start of the run, which lags behind the loss of the model"
+        yield Doubt(("loss",), text, "--loss-unit train=mean, which takes the mean back, or train=nats if it is none")
 
 
 Action = Literal["written", "updated", "unchanged"]

@@ -15,7 +15,8 @@ from isoflop.record.lines import Problems
 
 EVERY = ""
 """The name under which an answer is for every run."""
-UNITS = ("nats", "bits", "ppl", "bpb")  # of losses: ppl is the perplexity, bpb bits per byte
+UNITS = ("nats", "bits", "ppl", "bpb", "mean")
+"""Of losses: ppl is the perplexity, bpb bits per byte, mean a training loss in nats averaged since the start."""
 BY_RUN = ("params", "tokens_per_step", "flops_per_token", "devices", "seq", "config")  # Answers that may differ by run
 _TABLE = {name: name for name in BY_RUN[1:]} | {"batch_tokens": "tokens_per_step", "total_steps": "planned_steps"}
 """Columns of a table of answers, but for N, and what they are."""

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
+from isoflop.averages import increments
 from isoflop.logs.files import ImportProblem, plain, read_json
 from isoflop.logs.given import EVERY, Answers, either
 from isoflop.logs.names import Kind, Role, factor_of, part_words, role_of
@@ -251,6 +252,7 @@ CONVERTED = {
     "bits": "bits per token: × ln 2",
     "ppl": "perplexity: its natural logarithm",
     "bpb": "bits per byte: kept so",
+    "mean": "its mean since the start: the mean since the value before, by differences",
 }
 CLOSE = 0.02  # Relative distance of a loss from its perplexity's logarithm, both printed with few digits
 
@@ -264,6 +266,7 @@ class Losses:
     notes: list[str] = field(default_factory=list)  # what the user should know
     taken: dict[str, str] = field(default_factory=dict)  # the column that each was taken from
     doubts: list[str] = field(default_factory=list)  # what must be asked
+    averaged: bool = False  # those of training are means over the steps since the one before
 
 
 def losses_of(logged: Logged, answers: Answers) -> Losses:
@@ -284,12 +287,15 @@ def losses_of(logged: Logged, answers: Answers) -> Losses:
         unit = _unit(name, column, answers.given.loss_unit) or _by_perplexity(
             logged, column, by_loss.get(name, ()), losses
         )
+        if unit == "mean" and name != "train":
+            unit = "nats"
         if unit == "bpb":
             losses.units[name] = "bits per byte"
         if unit != "nats":
             losses.notes.append(f"{name} ({plain(column, 40)}) is {CONVERTED[unit]}")
         if name == "train" and name not in answers.given.loss:
             _doubt_sum(logged, column, losses)
+        losses.averaged |= unit == "mean" or (name == "train" and column == "isoflop/loss")
         losses.columns[name] = _converted(logged.columns[column], unit)
         losses.taken[name] = column
     return losses
@@ -356,6 +362,13 @@ def _converted(column: Column, unit: str) -> Column:
     """A column of losses in nats per token (of bits per byte: as they are)."""
     if unit in ("nats", "bpb"):
         return column
+    if unit == "mean":
+        finite, steps = np.isfinite(column.arrays()[1]), column.arrays()[0]
+        result = column.taken(finite & np.append(np.diff(steps) > 0, True)[: len(steps)])
+        at, means, _ = result.arrays()
+        done = np.append(0, at + (at[:1] == 0))  # some count steps from 0
+        result.values = array("d", increments(done, np.append(0, means)).tobytes())
+        return result
     values = column.arrays()[1]
     with np.errstate(all="ignore"):
         nats = values * math.log(2) if unit == "bits" else np.log(np.where(values > 0, values, math.nan))
