@@ -61,7 +61,7 @@ def running_mean(steps: Array, loss: Array, batch_tokens: float) -> bool:
         loss: at them, or means about them.
         batch_tokens: tokens of a step.
     """
-    if len(steps) < FEWEST or steps[0] <= 0:
+    if len(steps) < FEWEST or steps[0] <= 0 or not batch_tokens > 0:
         return False
     wide, scale = np.diff(steps), (AT / batch_tokens) ** 0.5
     between = increments(steps, loss)

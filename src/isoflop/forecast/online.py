@@ -129,7 +129,7 @@ def _check_curve(columns: Mapping[str, Array], bins: LossBins, warmup: int) -> N
         early = (tokens[i] - at) / max(step[i] - of, 1)
         if early > 0 and abs(late / early - 1) > BATCH:
             return NoForecast(Refusal.BATCH_CHANGED, {"before": early, "after": late})
-    if running_mean(step, columns["loss"], bins.last_tokens / bins.last_step):
+    if running_mean(step, columns["loss"], late):
         return NoForecast(Refusal.AVERAGED)
     return None
 
