@@ -138,8 +138,8 @@ class Refusal(str, Enum):
     )
     AVERAGED = (
         "loss is a running mean",
-        "The logged loss looks like its mean since the start of the run, which lags behind the loss of the model: log "
-        "the loss of each step, or its mean since the last log.",
+        "The logged loss looks like its mean since the start of the run, or over much of it, which lags behind the "
+        "loss of the model: log the loss of each step, or its mean since the last log.",
     )
     STUCK = (
         "loss not falling",
