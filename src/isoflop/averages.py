@@ -4,7 +4,7 @@ Of a mean since the start, m at step t, the increments u = (t·m − s·m(s))/(t
 the mean losses in between, and exact. Their noise is white and that of the steps in between, σ²/(t − s), while m has
 next to none and neighbours share it: σ²/t. In an ordinary log m is white and u is not. `running_mean` weighs the two on
 third differences of u over ln t, which no smooth curve has. A σ beyond that of single steps, or one that grows with t,
-excludes averages over a window.
+excludes averages over a window; values alike in neighbours are no noise.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from isoflop.arrays import Array
 
-ORDER = 3
-"""Of the differences: what a parabola of ln t can't follow is noise."""
+ORDER, SQUARES = 3, 20
+"""Of the differences, and of their binomial weights the squares: what a parabola of ln t can't follow is noise."""
 FEWEST = 16
 """Bins of loss that a judgement needs."""
 AT = 524_288
@@ -27,6 +27,8 @@ LIKELIER = 10.0
 """By how much the log likelihood of a mean has to be above that of a plain loss. Of 1,973 looks at 264 public curves,
 at each tenth, 119 come to that, with a noise of .21 and more in one organisation and of .28 and more in the others:
 none is taken for a mean, whichever organisation is left out of the choice."""
+ALIKE = 0.9
+"""Correlation of neighbours from which on they are no noise, but a bend that the differences leave."""
 
 
 def increments(steps: Array, means: Array) -> Array:
@@ -65,14 +67,14 @@ def running_mean(steps: Array, loss: Array, batch_tokens: float) -> bool:
         return False
     wide, scale = np.diff(steps), (AT / batch_tokens) ** 0.5
     between = increments(steps, loss)
-    # roughly first, for it is cheap, and most logs are far too noisy; 20: the squares of a third difference's weights
-    if np.median(np.abs(np.diff(between, ORDER)) * np.sqrt(wide[ORDER:] / 20)) > 3 * MOST * scale:
+    # roughly first, for it is cheap, and most logs are far too noisy
+    if np.median(np.abs(np.diff(between, ORDER)) * np.sqrt(wide[ORDER:])) > 3 * SQUARES**0.5 * MOST * scale:
         return False
     middle = (steps[1:] + steps[:-1]) / 2
     differences = _differences(np.log(middle))
     seen = differences @ between
-    mean, sd = _likelihood(seen, (differences / wide) @ differences.T)
-    if not LEAST * scale < sd < MOST * scale:
+    mean, sd, white = _likelihood(seen, (differences / wide) @ differences.T)
+    if not (LEAST * scale < sd < MOST * scale and white[1:] @ white[:-1] < ALIKE * (white @ white)):
         return False
     shape = len(wide), len(steps)
     of_loss = differences @ ((np.eye(*shape, 1) - np.eye(*shape)) * steps / wide[:, None])
@@ -92,9 +94,13 @@ def _differences(x: Array) -> Array:
     return made
 
 
-def _likelihood(seen: Array, shape: Array) -> tuple[float, float]:
-    """Log likelihood of normal values with a covariance of this shape, at its likeliest scale, and that scale."""
+def _likelihood(seen: Array, shape: Array) -> tuple[float, float, Array]:
+    """Log likelihood of normal values with a covariance of this shape, at its likeliest scale, that scale, and the
+    values made independent.
+    """
     n = len(seen)
     root = np.linalg.cholesky(shape + 1e-9 * np.trace(shape) / n * np.eye(n))
-    variance = max(float(np.sum(np.linalg.solve(root, seen) ** 2)) / n, 1e-300)
-    return -0.5 * n * float(np.log(variance)) - float(np.log(np.diag(root)).sum()), variance**0.5
+    white = np.linalg.solve(root, seen)
+    variance = max(float(white @ white) / n, 1e-300)
+    likelihood = -0.5 * n * float(np.log(variance)) - float(np.log(np.diag(root)).sum())
+    return likelihood, float(variance**0.5), np.asarray(white, dtype=float)
