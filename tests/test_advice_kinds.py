@@ -188,6 +188,12 @@ def test_a_loss_that_never_fell_is_not_called_fine(tmp_path: Path, capsys: pytes
     assert "loss (it ended at 2.300, where it began: 2.300)" in capsys.readouterr().out
 
 
+def test_a_run_without_a_log_step_is_not_called_fine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(tmp_path, stepped, steps=3, total_steps=100_000, task="pretraining", num_params=10**9)
+    end = capsys.readouterr().out
+    assert "fine:" not in end and "not judged: size and batch (no log step came)" in end
+
+
 def test_no_plateau_is_claimed_where_none_was_looked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without tokens there is no curve to hold the loss against."""
     trained(tmp_path, stepped)

@@ -42,7 +42,7 @@ from isoflop.live.log_step import LogStep, Part
 from isoflop.live.options import Options
 from isoflop.live.recorder import describe_optimizer
 from isoflop.live.run_info import RunInfo, look_again
-from isoflop.live.sinks import closing_lines, frontier_points
+from isoflop.live.sinks import BATCH, SIZE, closing_lines, frontier_points
 from isoflop.record.reader import read_runs
 from isoflop.record.task import Task, family_of
 
@@ -196,7 +196,8 @@ class AdvicePart(Part):
             ends = {name: [*self._evaluations.get(name, ()), last] for name, last in self._broken.items()}
             losses = tuple(self._judge.track.losses)
             run = replace(self._situation(step), evaluations=self._evaluations | ends, losses=losses)
-            known = run, step, self.current, self._judge.gone, self.missing, self._shape()
+            missing = self.missing if self._started else [Missing(what, "no log step came") for what in (SIZE, BATCH)]
+            known = run, step, self.current, self._judge.gone, missing, self._shape()
             for line in closing_lines(*known, self._loss_unjudged(step), self._judge.track.final, self._ended(run)):
                 self._run.tell(line)
 
