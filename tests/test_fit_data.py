@@ -66,12 +66,12 @@ def changed(name: str, row: int, value: float) -> dict[str, Any]:
         (
             columns(N=grid(4, 3)[0] / 1e6),
             "column 'N': expected parameters, got values around 825; they look like millions or billions: "
-            "write 85M or 85000000, or head the column 'N (M)'",
+            "write 85M or 85000000, or head the column 'N (M)' or 'N (B)'",
         ),
         (
             columns(D=grid(4, 3)[1] / 1e9),
             "column 'D': expected tokens, got values around 17.3; they look like millions or billions: "
-            "write 85M or 85000000, or head the column 'D (M)'",
+            "write 85M or 85000000, or head the column 'D (M)' or 'D (B)'",
         ),
         (
             columns(N=np.full(12, 7000.0), D=np.full(12, 1.4e11)),

@@ -13,7 +13,9 @@ from scipy.optimize import minimize
 
 from fits import BESIROGLU, chinchilla, grid, hoffmann, huber, spread_out
 from isoflop.fit import LawFit, fit_law
+from isoflop.fit.runs import LOWER
 from isoflop.laws import optimal_allocation
+from isoflop.laws.forms import usual_loss
 
 CHINCHILLA = 5.76e23
 
@@ -120,7 +122,8 @@ def recovers(
     # A language model's loss. Beyond (a loss of 50 beside a term of 1e-4), digits run out: terms are told apart by the
     # square of their share, and doubles have 16.
     assume(loss.max() < 20)
-    assume(abs(math.log10(np.median(D / N)) - 1.5) < 4.5)  # the units' check
+    # the units' checks: by D/N, and by losses that text has at a thousand times the size
+    assume(abs(math.log10(np.median(D / N)) - 1.5) < 4.5 and np.median(np.log(loss / usual_loss(N, D))) > -LOWER)
     near(fit({"N": N, "D": D, "loss": loss}, draws=2).parameters, law, rel=1e-6)
 
 

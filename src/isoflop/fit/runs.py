@@ -135,7 +135,7 @@ def _check_column(name: str, values: Array, called: Sequence[str], doubted: bool
     if middle < least:
         raise BadData(
             f"column {name!r}: expected {unit}, got values around {middle:.3g}; they look like millions or billions: "
-            f"{_written_out(name)}"
+            f"{_written_out(name)} or '{name} (B)'"
         )
     if doubted and values[row] < least < middle / 1e3:
         raise BadData(
