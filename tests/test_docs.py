@@ -18,10 +18,12 @@ import torch
 from typer.testing import CliRunner
 
 from isoflop.cli import app
+from isoflop.cli.report import unpack
 from isoflop.guard import BOUNDARIES
 from isoflop.live import AXES, SCALARS, Options, OptionsDict
 from report_files import write_all
 from study_runs import sweep
+from test_backtest_cli import folder_of_curves
 from workers import forking
 
 ROOT = Path(__file__).parents[1]
@@ -38,26 +40,44 @@ MODELS = {
         "num_layers": 2,
     },
 }
+MODULES = {
+    "my_models.py": """
+from transformers import GPT2Config, GPT2LMHeadModel
+
+def build_gpt():
+    return GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=64))
+""",
+    "my_module.py": """
+import lightning
+import torch
+
+class LitModel(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(64, 8)
+
+    def forward(self, ids):
+        return self.embed(ids)
+""",
+}
+"""What the reader would have written."""
 ELSEWHERE = {
     "isoflop ladder run": "trains a ladder: test_ladder_run",
     "isoflop ladder fit": "needs a trained ladder: test_ladder_fit",
-    "isoflop count my_models": "the reader's own module: test_cli",
-    "isoflop count runs/last.ckpt --class my_module:LitModel": "the reader's own checkpoint: test_cli",
     "isoflop count llava-1.5-7b/": "the configuration of a published model: test_count",
     "isoflop count qwen2-vl/": "the same",
-    "isoflop backtest curves/": "a folder of curves: test_backtest_cli",
 }
 """What the documentation shows and this file does not run, and the tests that run its like."""
 
 
 def blocks(language: str) -> dict[str, str]:
     """The fenced blocks of a language, by page and number."""
-    fence = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
-    return {
-        f"{page.stem}-{i}": text
-        for page in PAGES
-        for i, text in enumerate(fence.findall(page.read_text(encoding="utf-8")), 1)
-    }
+    fence = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    found = {}
+    for page in PAGES:
+        of_language = [text for tag, text in fence.findall(page.read_text(encoding="utf-8")) if tag == language]
+        found |= {f"{page.stem}-{i}": text for i, text in enumerate(of_language, 1)}
+    return found
 
 
 def commands() -> list[str]:
@@ -90,6 +110,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in texts.items():
         (desk / name).parent.mkdir(parents=True, exist_ok=True)
         (desk / name).write_text(text)
+    for name, text in MODULES.items():
+        (desk / name).write_text(text)
+    weights = {"state_dict": {"embed.weight": torch.zeros(64, 8)}, "hyper_parameters": {}}
+    torch.save({**weights, "pytorch-lightning_version": "2.6.0"}, desk / "runs/last.ckpt")
+    folder_of_curves(desk / "curves", {"a/one": 2.0, "a/two": 2.2, "b/three": 2.4})
     return desk
 
 
@@ -128,11 +153,31 @@ def test_commands_in_the_documentation_run(command: str, desk: Path, monkeypatch
     if elsewhere is not None:
         pytest.skip(elsewhere)
     monkeypatch.chdir(desk)
+    monkeypatch.syspath_prepend(desk)
     words = shlex.split(command)[1:]
     if words[0] == "peak":
         words += ["--seconds", "0.05"]  # a rate that nobody reads
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0, (done.output, done.exception)
+
+
+SHOWN = {name: text for name, text in blocks("").items() if text.startswith("$ isoflop ")}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_what_a_command_prints_is_what_is_shown(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the records of `isoflop demo`."""
+    command, _, shown = SHOWN[name].partition("\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "110")
+    unpack(Path("runs/isoflop-demo"))
+    done = CliRunner().invoke(app, shlex.split(command)[2:], catch_exceptions=False)
+    printed, expected = ([line.rstrip() for line in text.splitlines() if line.strip()] for text in (done.output, shown))
+    assert printed == expected
+
+
+def test_something_is_shown() -> None:
+    assert SHOWN
 
 
 def builder() -> Any:
