@@ -143,7 +143,7 @@ class Refusal(str, Enum):
     )
     STUCK = (
         "loss not falling",
-        "The loss is {now:.3f} nats after {then:.3f} around step {since:,.0f}: the curve is too flat for a forecast. "
+        "The loss is {now:.3f} nats after {then:.3f} around step {since:,.0f}: too small a fall for a forecast. "
         "Forecasts resume when it falls clearly.",
     )
     DRIFTED = (
