@@ -4,7 +4,7 @@
 
 from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count, nats, share
 from isoflop.advice.adviser import RULES, Adviser
-from isoflop.advice.curve_rules import plateau_sought
+from isoflop.advice.curve_rules import falls_on
 from isoflop.advice.data_rules import offsets
 from isoflop.advice.recipe_rules import rate_unjudged, recipe_line
 from isoflop.advice.run_state import Batch, Evaluated, Expected, Situation, Thresholds, falling_loss, scatter

@@ -375,22 +375,12 @@ def stuck(run: Situation, thresholds: Thresholds) -> Advice | None:
 
     By Hoffmann's law: B/D^β·(2^β − 1), at most a twentieth of the loss. No curve needs to be fitted for it.
     """
-    fall, losses = _fall_by_law(run), run.losses
-    if fall is None:
+    fell, fall = _doubling(run) or (Normal(0.0, 0.0), 0.0)
+    if not fall or fell.mean + 2 * fell.sd > thresholds.stuck * fall:
         return None
-    parts = [_up_to(losses, run.step / 2), _up_to(losses, run.step)]
-    n = min(map(len, parts))
-    if n < AVERAGED or min(map(min, parts)) <= 0:
-        return None  # no cross-entropy
-    fell = statistics.median(parts[0]) - statistics.median(parts[1])  # a spike is none of it
-    if fell > thresholds.stuck * fall or fell < -thresholds.divergence_share * (run.loss or 0.0):
+    if fell.mean < -thresholds.divergence_share * (run.loss or 0.0):
         return None  # a rise is another matter
-    sd = scatter(np.array([loss for _, loss in losses[-LATELY:]])) * (math.pi / n) ** 0.5  # of two medians
-    if fell + 2 * sd > thresholds.stuck * fall:
-        return None
-    return _stopped(
-        run, Normal(fell, sd), Normal(fall, fall / 4), "over the last doubling of steps", f"B and β of {LAW}"
-    )
+    return _stopped(run, fell, Normal(fall, fall / 4), "over the last doubling of steps", f"B and β of {LAW}")
 
 
 @rule("the beginning", falling_loss, after_warmup=True, cause="loss")
@@ -428,10 +418,12 @@ def unfallen(run: Situation, thresholds: Thresholds) -> Advice | None:
     )
 
 
-def plateau_sought(run: Situation) -> bool:
-    """Whether a rule could hold the loss against a fall that was to be expected."""
-    by_law = _fall_by_law(run) is not None and len(_up_to(run.losses, run.step / 2)) >= AVERAGED
-    return by_law or any(run.looks)
+def falls_on(run: Situation) -> bool:
+    """Whether the loss falls: surely by some of what was to be expected, or beside curves that it was held against."""
+    fell, fall = _doubling(run) or (Normal(0.0, 0.0), 0.0)
+    if not fall:
+        return any(run.looks)
+    return fell.mean - 2 * fell.sd > Thresholds.stuck * fall
 
 
 def _up_to(losses: Sequence[tuple[int, float]], step: float) -> list[float]:
@@ -453,17 +445,24 @@ def _stopped(run: Situation, fell: Normal, expected: Normal, since: str, basis: 
     )
 
 
-def _fall_by_law(run: Situation) -> float | None:
-    """What a doubling of tokens brings a model that has seen fewer than are optimal, nats per token."""
+def _doubling(run: Situation) -> tuple[Normal, float] | None:
+    """By how much the loss fell over the last doubling of steps, and what a law expects of a model short of data.
+
+    Nats per token. None: it has seen more tokens than are optimal, too few losses came, or they are no cross-entropy.
+    """
     if run.task.unlike_pretraining or run.N is None or not run.tokens or run.loss is None or run.tokens > FULL * run.N:
         return None
-    if not 0 < run.loss < MOST_NATS:  # no law is of such losses
+    parts = [_up_to(run.losses, run.step / 2), _up_to(run.losses, run.step)]
+    n = min(map(len, parts))
+    if n < AVERAGED or min(map(min, parts)) <= 0 or not 0 < run.loss < MOST_NATS:  # no law is of such losses
         return None
     law = published(LAW).law
     assert law is not None
     B, beta = law.constants["B"], law.constants["beta"]
     fall = B * run.tokens**-beta * (2**beta - 1)
-    return float(min(fall, MOST_FALL * run.loss))
+    sd = scatter(np.array([loss for _, loss in run.losses[-LATELY:]])) * (math.pi / n) ** 0.5  # of two medians
+    fell = statistics.median(parts[0]) - statistics.median(parts[1])  # a spike is none of it
+    return Normal(fell, sd), float(min(fall, MOST_FALL * run.loss))
 
 
 def _within(name: str, estimate: Normal, unit: str) -> Quantity:

@@ -30,8 +30,8 @@ from isoflop.advice import (
     Thresholds,
     count,
     falling_loss,
+    falls_on,
     planned,
-    plateau_sought,
     rate_unjudged,
 )
 from isoflop.console import by_reason, html_table
@@ -425,7 +425,7 @@ def _verdict(
         ("size", ratio, size, {Reason.TOO_LARGE, Reason.TOO_SMALL}),
         ("batch", share_of, batch, {Reason.BATCH_LARGE, Reason.BATCH_SMALL}),
         ("learning rate", f"peak {run.peak_rate or 0.0:.3g}", rate_unjudged(run), RATE),
-        ("loss", f"no divergence{', no plateau' if plateau_sought(run) else ''}", loss, held if ended else LOSS),
+        ("loss", f"no divergence{', no plateau' if falls_on(run) else ''}", loss, held if ended else LOSS),
     )
     fine = [f"{what} ({shown})" for what, shown, reason, advised in rows if not reason and not held & advised]
     unjudged = [(what, reason) for what, _, reason, advised in rows if reason and not held & advised]
