@@ -24,6 +24,7 @@ from isoflop.advice import (
     Severity,
     Situation,
     Thresholds,
+    falls_on,
     scatter,
 )
 from isoflop.forecast import Forecast, LrPlan, NoForecast, OnlineForecaster, Refusal
@@ -557,6 +558,22 @@ def test_serving_makes_the_best_size_smaller() -> None:
 
 
 # --- what is said once -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("losses", "falls"),
+    [
+        ([3 - 0.01 * i for i in range(1, 51)], True),
+        (
+            [2.7 + 0.1 * (-1) ** i for i in range(1, 51)],
+            False,
+        ),  # too noisy for advice on a plateau, and no proof of none
+        ([2.7] * 50, False),
+    ],
+)
+def test_no_plateau_is_stated_only_of_a_loss_that_surely_falls(losses: list[float], falls: bool) -> None:
+    run = situation(losses=[(100 * i, loss) for i, loss in enumerate(losses, 1)], loss=losses[-1])
+    assert falls_on(run) is falls
+
+
 def found_at(step: int, **known: Any) -> Situation:
     return situation(step=step, forecast=ENDING, target_loss=2.4, **known)
 
