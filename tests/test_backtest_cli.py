@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fits import DATA
 from isoflop.cli import app
+from isoflop.cli.report import unpack
 from isoflop.forecast import LrPlan
 from isoflop.record import Point, RecordLog
 
@@ -308,3 +309,11 @@ def test_orders_that_are_said_at_a_quarter_of_published_runs_are_right() -> None
             assert np.mean(right[before:]) > 0.97
     assert len(right) > 1_000 and np.mean(right) > 0.93
     assert len(sure) > 500 and np.mean(sure) > 0.98
+
+
+def test_rank_learns_from_history_without_being_asked_for_a_loss(tmp_path: Path) -> None:
+    unpack(tmp_path)
+    code, shown, said = shell("rank", tmp_path, "--at", 0.5, "--history", tmp_path, "--json")
+    assert code == 0 and "no finished run to learn from" not in said
+    without = json.loads(shell("rank", tmp_path, "--at", 0.5, "--json")[1])
+    assert json.loads(shown)["loss"] == without["loss"] == "train" and json.loads(shown) != without

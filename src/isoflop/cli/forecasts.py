@@ -151,17 +151,18 @@ def rank(
     with reported("rank", KeyError):
         if at is not None and not 0 < at < 1:
             raise ValueError(f"--at: expected a fraction between 0 and 1, such as 0.25; got {at}")
+        given = read(runs)
+        if loss is None:
+            over = at is None and not given.published and not any(map(unfinished, given.records))
+            loss = common_loss(given.records) if over else "train"
+        given.records, of_all = joined(given.records, loss)
+        loss = of_all or "train"
         priors = DEFAULT_PRIORS
         if history:
             own, problem = history_of(history, loss)
             priors = learn_priors(own)
             if problem:
                 tell("rank", f"--history: {problem}")
-        given = read(runs)
-        if loss is None:
-            over = at is None and not given.published and not any(map(unfinished, given.records))
-            loss = common_loss(given.records) if over else "train"
-        given.records, loss = joined(given.records, loss)
         published = [f"{run.dataset}/{run.name}" for run in given.published]
         names = unique_names(
             [*published, *(run.name or run.run_id for run in given.records)],
