@@ -185,12 +185,7 @@ PATIENCE = 1.0
 
 @contextmanager
 def progress_bar(text: str, wanted: bool = True) -> Iterator[Callable[[float], None]]:
-    """Yield a function that takes the share done, 0 to 1; the bar is removed at the end.
-
-    Args:
-        text: beside the bar.
-        wanted: False: never a bar.
-    """
+    """Yield a function that takes the share done, 0 to 1; the bar is removed at the end."""
     from rich.console import Console
 
     console, began, bars = Console(stderr=True), time.monotonic(), list[Any]()
@@ -227,13 +222,7 @@ class Shown:
 
 
 def html_table(title: str, rows: Mapping[str, str], notes: Sequence[str] = ()) -> str:
-    """A table of two columns for notebooks, every text escaped.
-
-    Args:
-        title: above it.
-        rows: value by name.
-        notes: below it.
-    """
+    """A table of two columns for notebooks, every text escaped."""
     cells = "".join(
         f"<tr><th style='text-align:left'>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items()
     )

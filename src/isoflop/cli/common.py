@@ -151,13 +151,7 @@ def joined(where: Sequence[str] | None) -> str | None:
 
 
 def tell_read(command: str, table: Table, asked: str | None) -> None:
-    """Which records a table leaves out, and that its N is not the default one, on stderr.
-
-    Args:
-        command: that read it.
-        table: as read.
-        asked: the convention or column of N that the user named.
-    """
+    """Which records a table leaves out, and that its N is not the default one, on stderr."""
     from isoflop.record.run import DEFAULT_N
 
     for text in table.left_out:

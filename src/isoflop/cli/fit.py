@@ -275,12 +275,7 @@ def _number(option: str, text: str) -> float:
 
 
 def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
-    """Print a fitted law for people.
-
-    Args:
-        fitted: the fit.
-        taken: which columns of the table were what.
-    """
+    """Print a fitted law for people."""
     from rich.text import Text
 
     console = screen()
@@ -311,12 +306,7 @@ def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
 
 
 def print_approaches(compared: ApproachComparison, level: float) -> None:
-    """Print what the approaches say of the frontier, for people; at most 80 columns.
-
-    Args:
-        compared: approaches at one budget.
-        level: of their intervals.
-    """
+    """Print what the approaches say of the frontier, for people; at most 80 columns."""
     from isoflop.laws.frontier import short
 
     def cell(value: float, interval: tuple[float, float] | None, write: Callable[[float], str]) -> str:

@@ -194,9 +194,6 @@ def show(folder: Path, port: int, command: str) -> None:
 def unpack(folder: Path) -> None:
     """Write the shipped records, each into the folder of its name, in which + stands for /.
 
-    Args:
-        folder: is made where it is missing; records of these names in it are replaced.
-
     Raises:
         OSError: it can't be written.
     """

@@ -170,12 +170,7 @@ def fitted_up_to(C: Array) -> float:
 
 
 def held_out(columns: Mapping[str, ArrayLike], fitted: LawFit) -> Extrapolation | str:
-    """Hoffmann's law fitted to the smaller runs and held against the larger ones; or why that is not possible.
-
-    Args:
-        columns: N, D, loss and C, one number a run.
-        fitted: the law of all of them.
-    """
+    """Hoffmann's law fitted to the smaller runs and held against the larger ones; or why that is not possible."""
     level, convention = fitted.level, fitted.law.convention
     C = np.asarray(columns["C"], dtype=float)
     below, least = fitted_up_to(C), len(HOFFMANN.constants) + FEW

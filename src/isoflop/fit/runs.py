@@ -467,13 +467,9 @@ REPEATED = 4.0
 
 
 def end_of_curve(curve: RunCurve, loss: str, convention: str, repeats: bool = False) -> RunEnd:
-    """The end of a recorded run.
+    """The end of a recorded run, its loss `train` or eval/<name>.
 
-    Args:
-        curve: the run.
-        loss: `train` or eval/<name>.
-        convention: which parameters N counts.
-        repeats: it is for a law that knows of repeated tokens; others are of runs that saw theirs `REPEATED` times.
+    `repeats`: it is for a law that knows of repeated tokens; others are of runs that saw theirs `REPEATED` times.
     """
     N = curve.size(convention)
     known = np.flatnonzero(curve.known(loss, curve.tokens))

@@ -209,12 +209,7 @@ class Optimum:
 
 
 def optimum(objective: Objective, *, absolute: bool = False) -> Optimum:
-    """Find it.
-
-    Args:
-        objective: with a prior that is not weighed yet.
-        absolute: least absolute deviations in place of Huber's loss, from its optimum at a small δ.
-    """
+    """The best fit, its prior weighed here; `absolute`: by least absolute deviations in place of Huber's loss."""
     if objective.prior is not None:
         return _under_prior(objective, objective.prior)
     found = minimise(objective, starts(objective), merge=SAME)

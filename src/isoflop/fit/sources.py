@@ -298,11 +298,7 @@ def common_loss(runs: Iterable[Run]) -> str:
 
 
 def shared_loss(names: Sequence[Sequence[str]]) -> str:
-    """The first evaluation loss that all runs have; else of all losses that most runs have, the training loss first.
-
-    Args:
-        names: the losses of each run.
-    """
+    """The first evaluation loss that all runs have; else of all losses that most runs have, the training loss first."""
     common = [name for name in (names[0] if names else ()) if all(name in others for others in names)]
     if evaluated := next((name for name in common if name.startswith("eval/")), None):
         return evaluated

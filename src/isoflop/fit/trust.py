@@ -261,12 +261,7 @@ def trust_of(
 
 
 def describe_open(posterior: Posterior, alone: bool) -> tuple[str, ...]:
-    """That own runs hardly say which size is best, and why; none where they do.
-
-    Args:
-        posterior: of the runs.
-        alone: whether a fit to the runs by themselves has a best size.
-    """
+    """That own runs hardly say which size is best, and why; none where they do."""
     if posterior.telling:
         return ()
     if not alone:

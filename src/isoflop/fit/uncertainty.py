@@ -45,12 +45,6 @@ def draw(best: Optimum, draws: int, seed: int, progress: Progress = nothing) -> 
 
     Priors are drawn anew like runs: each draw has means of its own, as far off as the priors are uncertain. Of a linear
     law this gives the posterior itself.
-
-    Args:
-        best: the optimum.
-        draws: how many.
-        seed: of the draws.
-        progress: told what share is done.
     """
     objective, theta = best.objective, best.theta
     weights, asked, prior = objective.weights, objective.delta, objective.prior
@@ -188,12 +182,7 @@ def too_few(n: int, constants: float) -> bool:
 
 
 def unknown(best: Optimum, drawn: Array) -> list[Unknown]:
-    """What the runs do not tell of a law: constants without an interval, and those that rest on others or a prior.
-
-    Args:
-        best: the optimum.
-        drawn: θ [draws, free].
-    """
+    """What the runs do not tell of a law: constants without an interval, and those that rest on others or a prior."""
     problem, prior = best.objective.problem, best.objective.prior
     n, free = len(problem.log_loss), problem.free_names
     held = () if prior is None else prior.names

@@ -451,13 +451,7 @@ class RungWorth:
 
 
 def worth_of_a_rung(posterior: Posterior, target: BudgetLine, N: Array, D: Array) -> RungWorth | None:
-    """The next rung of the greatest saving less cost; None where even the smallest would be as dear as the target.
-
-    Args:
-        posterior: of the runs.
-        target: budget line of the target run.
-        N, D: parameters and tokens of the runs.
-    """
+    """The next rung of the greatest saving less cost; None where even the smallest would be as dear as the target."""
     waste = _expected_waste(posterior, target)
     found = []
     for ratio in WORTH_RATIOS:

@@ -213,16 +213,7 @@ def ladder_problem(
     branches: bool = False,
     known: tuple[ArrayLike, ArrayLike] = ((), ()),
 ) -> Problem:
-    """The problem that a design solves.
-
-    Args:
-        family: of the models.
-        flops: of the target run.
-        spend: FLOPs of the ladder.
-        bounds: of its runs; default: `Bounds`, with `FEWEST_STEPS` beyond warm-up.
-        branches: as `plan_ladder`'s.
-        known: parameters and tokens of finished runs.
-    """
+    """The problem that a design solves; `known`: parameters and tokens of finished runs."""
     bounds = bounds or Bounds(tokens=(all_steps(FEWEST_STEPS) * family.sequence_length, math.inf))
     N, D = (np.asarray(column, dtype=float) for column in known)
     problem = Problem(family, flops, spend, bounds, branches, N, D)

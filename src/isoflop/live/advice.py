@@ -72,13 +72,7 @@ def one_peak(optimizer: Any) -> bool:
 
 
 class AdvicePart(Part):
-    """One run's advice.
-
-    Args:
-        options: the user's.
-        run: the run's plan.
-        model: that is trained, for what kind of model it is.
-    """
+    """One run's advice."""
 
     name = "advice"
     boundary = ADVICE

@@ -71,13 +71,7 @@ ASSUMED = (
 
 
 class ForecastPart(Part):
-    """One run's forecast.
-
-    Args:
-        options: `fit_on`, `history` and `lr_plan` of them.
-        run: plan, optimizer and scheduler.
-        model: that is trained, for what kind of model it is.
-    """
+    """One run's forecast."""
 
     name = "forecast"
     boundary = FORECAST

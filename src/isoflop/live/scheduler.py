@@ -109,12 +109,7 @@ def named_learning_rates(text: str, total_steps: int, seen: tuple[Array, Array])
 
 
 def constant_so_far(plan: LrPlan, steps: Array, lr: Array) -> LrPlan | UnknownFuture:
-    """A rate that nobody plans: assumed to stay as long as it has not moved since its warm-up, else unknown.
-
-    Args:
-        plan: of the present rate.
-        steps, lr: what was seen.
-    """
+    """A rate that nobody plans: assumed to stay as long as it has not moved since its warm-up, else unknown."""
     if len(steps) == 0:
         return replace(plan, assumed=True)
     peak, now = float(lr.max()), float(lr[-1])

@@ -277,11 +277,7 @@ BETWEEN = 20
 
 
 def frontier_points(frontier: Sequence[tuple[float, float]]) -> list[AxisPoint]:
-    """Points of a lower envelope on the logarithmic compute axis.
-
-    Args:
-        frontier: (FLOPs, loss in nats per token) by FLOPs.
-    """
+    """Points of a lower envelope on the logarithmic compute axis."""
     points: dict[int, float] = {}
     for (C0, L0), (C1, L1) in pairwise(frontier):
         for i in range(BETWEEN + 1):

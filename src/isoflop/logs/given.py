@@ -76,12 +76,7 @@ class Given:
         return Answers(parameters, **found, given=self)
 
     def of_nobody(self, runs: Collection[Sequence[str]], columns: Collection[str]) -> list[str]:
-        """Answers that match nothing, a line each with the nearest names: a slip of the pen would else go unseen.
-
-        Args:
-            runs: the names of each run.
-            columns: of all logs, with their hyperparameters.
-        """
+        """Answers that match nothing, a line each with the nearest names: a slip of the pen would else go unseen."""
         called = sorted(names[0] for names in runs)
         found = []
         for option in BY_RUN:

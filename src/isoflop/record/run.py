@@ -242,10 +242,6 @@ ENDED = 0.98
 def stopped_early(last_step: float, planned: float) -> str:
     """Why a run that ended did not come to its planned end; "": it did, or no step is known.
 
-    Args:
-        last_step: optimizer steps done.
-        planned: optimizer steps planned.
-
     >>> stopped_early(979, 1000), stopped_early(980, 1000)
     ('it ended at step 979 of 1,000 planned', '')
     """

@@ -79,13 +79,7 @@ def interval(ends: tuple[float, float] | None, digits: int = 3) -> str:
 
 
 def report_tex(study: Study, rows: Sequence[RunRow], bib: str) -> str:
-    """Tables of the law's constants, the approaches and the runs, from `report.tex.j2`.
-
-    Args:
-        study: of the runs.
-        rows: of `run_rows`.
-        bib: the BibTeX file's name.
-    """
+    """Tables of the law's constants, the approaches and the runs, from `report.tex.j2`."""
     import jinja2
 
     room = jinja2.Environment(
@@ -141,12 +135,7 @@ PAPERS = _papers(files("isoflop").joinpath("data", "papers.bib").read_text(encod
 
 
 def used_by(study: Study, figures: Iterable[str] = ()) -> tuple[str, ...]:
-    """Keys of the papers that a study's report cites.
-
-    Args:
-        study: its law, approaches and the published laws beside them.
-        figures: keys of the figures that are drawn.
-    """
+    """Keys of the papers that a study's report cites."""
     keys = {"hoffmann2022", "kaplan2020", "li2025misfitting"}  # the form, C = 6·N·D and PF-days, the checklist
     keys |= {"czech2026"} if study.fit is not None else set()
     keys |= {law.name.split("-")[0] for law in study.published} & PAPERS.keys()

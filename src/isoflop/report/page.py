@@ -115,12 +115,7 @@ CAPTION = 420
 
 
 def render(report: Report, made: str = "") -> str:
-    """The page.
-
-    Args:
-        report: as `make_report` gives it.
-        made: date and time for people; "": none, so that equal reports are equal files.
-    """
+    """The page; `made`: date and time for people, none so that equal reports are equal files."""
     import jinja2
     from markupsafe import Markup
 
