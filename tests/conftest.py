@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
+from importlib import import_module
 from pathlib import PurePath
 from typing import Any
 
@@ -49,8 +52,28 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByUnit(config, log)
 
 
+def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of its arguments alone that gives an array: computed once a session for the same arguments."""
+    known: dict[bytes, Any] = {}
+
+    @wraps(function)
+    def look_up(*args: Any, **kwargs: Any) -> Any:
+        key = pickle.dumps((args, kwargs))
+        if key not in known:
+            known[key] = function(*args, **kwargs)
+        return known[key].copy()
+
+    return look_up
+
+
 def pytest_collection_finish() -> None:
-    """What was imported stays: the garbage collector need not look at millions of objects each time."""
+    """The posterior of the same runs is computed once: many commands and options are tried on them.
+
+    And what was imported stays: the garbage collector need not look at millions of objects each time.
+    """
+    posterior = import_module("isoflop.fit.posterior")
+    for name in ("_mode", "_drawn"):
+        setattr(posterior, name, remembered(getattr(posterior, name)))
     gc.collect()
     gc.freeze()
 

@@ -147,8 +147,19 @@ def test_python_in_the_documentation_runs_as_printed(name: str, desk: Path, tmp_
     assert "is turned off" not in printed and "Traceback" not in printed, printed
 
 
+@pytest.fixture(scope="module")
+def architectures() -> None:
+    """Imported here, not again by each process that counts."""
+    import transformers
+
+    for model in MODELS.values():
+        assert all(getattr(transformers, name) for name in model["architectures"])  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("command", commands())
-def test_commands_in_the_documentation_run(command: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_in_the_documentation_run(
+    command: str, desk: Path, architectures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     elsewhere = next((place for start, place in ELSEWHERE.items() if command.startswith(start)), None)
     if elsewhere is not None:
         pytest.skip(elsewhere)

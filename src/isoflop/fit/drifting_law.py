@@ -304,11 +304,13 @@ def apart(rows: Array) -> Array:
 
 def together(rows: Array) -> Array:
     """Rows θ… of those that `apart` gives."""
-    level, logit, size, *rest = u = rows.T
-    alpha, beta, rho = np.exp(u[[ALPHA, BETA, RHO]])
-    odds = size * (alpha + beta) / rho - u[ALPHA] + u[BETA]  # (p − q)/ρ
+    t = rows.T.copy()
+    level, logit, size = t[:3]
+    alpha, beta, rho = np.exp(t[[ALPHA, BETA, RHO]])
+    odds = size * (alpha + beta) / rho - t[ALPHA] + t[BETA]  # (p − q)/ρ
     q = level - np.logaddexp(0, -logit) - rho * np.logaddexp(0, odds)
-    return np.stack([level - np.logaddexp(0, logit), q + rho * odds, q, *rest], axis=1)
+    t[:3] = level - np.logaddexp(0, logit), q + rho * odds, q
+    return t.T
 
 
 def pulls(theta: Array, floor: bool = True, known: Array | None = None) -> Array:

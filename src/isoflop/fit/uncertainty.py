@@ -358,7 +358,7 @@ def chains(log_density: Callable[[Array], Array], at: Array, rng: np.random.Gene
     """
     d, spread = at.shape[1], at.std(axis=0)
     grid, jitter = 2 ** np.floor(np.log2(GRID * spread)), JITTER * spread
-    at = np.round(at / grid) * grid
+    at = np.rint(at / grid) * grid
     value = log_density(at)
     half, kept = len(at) // 2, []
     for step in range(STEPS):
@@ -367,7 +367,7 @@ def chains(log_density: Callable[[Array], Array], at: Array, rng: np.random.Gene
         second = (first + rng.integers(1, half, size=half)) % half
         length = 1.0 if step % 20 < 2 else 2.38 / math.sqrt(2 * d)
         jump = length * (at[others + first] - at[others + second]) + jitter * rng.standard_normal((half, d))
-        moved = np.round((at[mine] + jump) / grid) * grid
+        moved = np.rint((at[mine] + jump) / grid) * grid
         new = log_density(moved)
         accept = np.log(rng.random(half)) < new - value[mine]
         at[mine] = np.where(accept[:, None], moved, at[mine])
