@@ -25,6 +25,7 @@ from isoflop.flops import (
     signature,
     tensors_in,
 )
+from isoflop.flops.cost import RecentMean
 from models import TinyGPT, tokens
 
 # limits of `isoflop.flops.cost` and of the points that a law keeps
@@ -282,9 +283,9 @@ def test_past_the_budget_a_known_law_goes_before_the_nearest_length():
     for length in (4, 5, 8, 10):
         cost.learn(key(2, length), dense(2, length))
     assert cost.estimate(key(2, 16)) == dense(2, 16)
-    assert cost.estimate(key(4, 16)) == FlopCount(*(part * 64 // 20 for part in vars(dense(2, 10)).values()))
+    assert cost.estimate(key(4, 16)) == FlopCount(*(part * 64 // 20 for part in dense(2, 10)))
     cost.learn(key(2, 6), FlopCount(1, 1, 1))  # no law
-    assert cost.estimate(key(2, 20)) == FlopCount(*(2 * part for part in vars(dense(2, 10)).values()))
+    assert cost.estimate(key(2, 20)) == FlopCount(*(2 * part for part in dense(2, 10)))
 
 
 def test_an_estimate_is_from_the_nearest_in_all_lengths():
@@ -411,6 +412,15 @@ def test_freezing_one_layer_for_another_is_noticed(said: list[str], steps: Any):
     assert observe(observer, model, ids).model == 2 * first + 2 * second  # each step is observed, so far
     observer.look_for_frozen_layers()
     assert observe(observer, model, ids).model == 2 * first + 2 * second
+
+
+def test_a_mean_is_taken_when_something_is_observed_and_not_at_each_step(monkeypatch: pytest.MonkeyPatch):
+    seen = RecentMean()
+    assert seen.mean == FlopCount(0, 0, 0)
+    for i in range(90):
+        seen.add(FlopCount(i % 4, 0, 0))
+    monkeypatch.delattr(FlopCount, "__add__")
+    assert len(seen) == 64 and seen.mean == FlopCount(1, 0, 0)
 
 
 def test_flops_per_token_given(said: list[str], steps: Any):

@@ -93,7 +93,7 @@ class StandsAside(FlopCounter):
         if self.over or self._call is None or "result" not in variables:  # an exception
             return
         (call, forward, backward), self._call = self._call, None
-        self.apart += forward if call.gradients else replace(forward, no_grad=forward.model)
+        self.apart += forward if call.gradients else forward._replace(no_grad=forward.model)
         self.follow("compiled", variables["args"], variables["kwargs"], variables["result"])
         passes: set[int] = set()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import astuple, fields
 from fractions import Fraction
 from itertools import combinations_with_replacement
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from isoflop.flops.calls import Signature
-from isoflop.flops.counter import FlopCount
+from isoflop.flops.counter import NOTHING, FlopCount
 
 MAX_KNOWN = 10_000
 """Signatures kept; the oldest are forgotten."""
@@ -34,10 +33,14 @@ Sizes = tuple[int, ...]
 
 
 class RecentMean:
-    """The mean cost of what differs without a sign, by what was observed last; of a new phase, by that alone."""
+    """The `mean` cost of what differs without a sign, by what was observed last; of a new phase, by that alone.
+
+    In whole FLOPs; nothing where nothing was observed.
+    """
 
     def __init__(self) -> None:
         self._seen: deque[FlopCount] = deque(maxlen=RECENT)
+        self.mean = NOTHING
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -49,12 +52,7 @@ class RecentMean:
         share = (self._seen.count(cost) - run + 1) / (len(self._seen) - run + 2)
         if run >= 3 and share**run < RARE:
             self._seen = deque([cost] * run, maxlen=RECENT)
-
-    @property
-    def mean(self) -> FlopCount:
-        """In whole FLOPs; nothing where nothing was observed."""
-        total = sum(self._seen, FlopCount(0, 0, 0))
-        return FlopCount(*(part // max(1, len(self._seen)) for part in astuple(total)))
+        self.mean = FlopCount(*(part // len(self._seen) for part in sum(self._seen, NOTHING)))
 
 
 class StepCost:
@@ -158,7 +156,7 @@ class _Family:
         if not self._tied(sizes):
             self._find_variables()
         elif self._law is not None:
-            self._law.add(self._point(sizes), astuple(count))
+            self._law.add(self._point(sizes), count)
 
     def predict(self, sizes: Sizes, beyond: bool = False) -> FlopCount | None:
         """The count that a measurement would give, where the law is certain; `beyond` that, while it isn't refuted."""
@@ -179,7 +177,7 @@ class _Family:
 
         i = min(range(len(self.measured)), key=distance)
         scale = Fraction(tokens[-1], max(1, tokens[i]))
-        return FlopCount(*(round(part * scale) for part in astuple(self.measured[points[i]])))
+        return FlopCount(*(round(part * scale) for part in self.measured[points[i]]))
 
     def _point(self, sizes: Sizes) -> Sizes:
         return tuple([sizes[i] for i in self._variables])
@@ -204,10 +202,10 @@ class _Family:
         self._variables = [variable for variable, _ in first.values()]
         # the first size of all is the batch's; where nothing else varies, it may as well be a length
         batch = self._variables[:1] == [0] and len(self._variables) > 1
-        self._law = Law(batch, values=len(fields(FlopCount))) if 1 <= len(self._variables) - batch <= 2 else None
+        self._law = Law(batch, values=len(NOTHING)) if 1 <= len(self._variables) - batch <= 2 else None
         if self._law is not None:
             for sizes, count in self.measured.items():
-                self._law.add(self._point(sizes), astuple(count))
+                self._law.add(self._point(sizes), count)
 
 
 # -- the law -----------------------------------------------------------------------------------------------------------

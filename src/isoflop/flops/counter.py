@@ -14,10 +14,10 @@ import sys
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Any, Literal
+from operator import add
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -40,8 +40,7 @@ Phase = Literal["forward", "backward", "recomputed"]
 """`recomputed`: activation checkpointing's second forward pass, which is part of hardware FLOPs alone."""
 
 
-@dataclass(frozen=True)
-class FlopCount:
+class FlopCount(NamedTuple):
     """FLOPs of a training step, or of a part of it, exact integers.
 
     `model`: all but recomputation (Chowdhery et al. 2022: "model FLOPs"), attention to the keys that a query's window
@@ -71,14 +70,14 @@ class FlopCount:
         """Model FLOPs with attention in full: every position of a row meets every other."""
         return self.model + self.left_out
 
-    def __add__(self, other: FlopCount) -> FlopCount:
-        return FlopCount(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: FlopCount) -> FlopCount:  # type: ignore[override]
+        return FlopCount(*map(add, self, other))
 
     def __sub__(self, other: FlopCount) -> FlopCount:
         return self + other * -1
 
-    def __mul__(self, times: int) -> FlopCount:
-        return FlopCount(*(part * times for part in astuple(self)))
+    def __mul__(self, times: int) -> FlopCount:  # type: ignore[override]
+        return FlopCount(*(part * times for part in self))
 
 
 NOTHING = FlopCount(0, 0, 0)

@@ -17,7 +17,6 @@ import ctypes
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from threading import RLock, Thread, get_ident, main_thread
 from types import FrameType
 from typing import Any, NamedTuple
@@ -241,7 +240,7 @@ class Observation(StandsAside):
         return _of_optimizer(self._optimizer)
 
     def _now(self) -> FlopCount:
-        counted = replace(self.count, no_grad=self._no_grad, optimizer=self._optimizer) + self.apart
+        counted = self.count._replace(no_grad=self._no_grad, optimizer=self._optimizer) + self.apart
         return counted - self.evaluated.unused() if self.evaluated.calls else counted
 
     def _give_up(self, problem: str, for_good: bool = False) -> None:
