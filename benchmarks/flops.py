@@ -167,8 +167,7 @@ def errors(quick: bool) -> Table:
     """Of model FLOPs, against the hand count; fvcore's forward pass three times."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     from isoflop.flops.calls import Call, shapes
-    from isoflop.flops.count import count
-    from isoflop.flops.other_counters import opinions
+    from isoflop.flops.count import count, opinions
     from zoo import ZOO
 
     result = table(

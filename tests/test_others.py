@@ -43,7 +43,7 @@ def asked(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Opinion]:
 @pytest.fixture
 def no_fvcore(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its tracing takes longer than the rest."""
-    monkeypatch.setattr("isoflop.flops.other_counters.by_fvcore", lambda *_: (0, {}))
+    monkeypatch.setattr("isoflop.flops.count.by_fvcore", lambda *_: (0, {}))
 
 
 without_fvcore = pytest.mark.usefixtures("no_fvcore")

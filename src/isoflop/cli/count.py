@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from isoflop.flops.calls import Call
-    from isoflop.flops.count import ModuleCount, StepCount
+    from isoflop.flops.count import ModuleCount, Opinion, StepCount
     from isoflop.flops.open_model import Opened
-    from isoflop.flops.other_counters import Opinion
 
 
 def count(
@@ -87,9 +86,9 @@ def count(
         # what a user's code prints is no part of the output
         with redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # libraries' remarks while a model is built, which nobody asked for here
+            from isoflop.flops.count import opinions
             from isoflop.flops.inputs import describe_call
             from isoflop.flops.open_model import CannotOpen, open_model
-            from isoflop.flops.other_counters import opinions
 
             offline = _hub_out_of_reach(model)
             if offline:

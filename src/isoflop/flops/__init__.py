@@ -12,7 +12,7 @@ __getattr__ = face(
     {
         "calls": "Call OutermostCalls Shape Uncountable listen shapes signature tensors_in watch",
         "cost": "StepCost",
-        "count": "ModuleCount StepCount count_measured count_otherwise",
+        "count": "ModuleCount Opinion StepCount count_measured count_otherwise opinions",
         "counter": "FlopCount FlopCounter",
         "device": "DTYPES Peak known_devices lookup_peak model_device peak_by_short_name",
         "inputs": "candidate_calls context_of describe_call parse_input",
@@ -20,7 +20,6 @@ __getattr__ = face(
         "open_model": "Opened",
         "operators": "APART ESTIMATED FORMULA GIVEN MEASURED OBSERVED SIX_ND WATCHED TransformerShape "
         "formula_of kaplan operator_name palm register_flop_formula shape_of six_n",
-        "other_counters": "Opinion opinions",
         "parameters": "Parameters count_parameters unwrap",
         "step": "StepObserver",
         "tokens": "TokenCount count_tokens",

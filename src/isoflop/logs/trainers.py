@@ -36,7 +36,7 @@ from isoflop.logs.files import (
 from isoflop.logs.given import Given
 from isoflop.logs.logged import Column, Columns, Logged
 from isoflop.logs.names import kind_of, role_of, words
-from isoflop.logs.rows import Rows
+from isoflop.logs.table import Rows
 from isoflop.record.lines import Problems
 
 STATE = "trainer_state.json"
