@@ -22,10 +22,15 @@ from models import TinyGPT, gpt2, gpt2_forward_flops, llama, llama_forward_flops
 
 
 @pytest.fixture(autouse=True, params=["the engine", "node by node"])
-def backward(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def backward(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every count is the same where autograd's engine refuses to work: in a fork after it has started its threads."""
     if request.param == "node by node":
         monkeypatch.setattr("isoflop.flops.twin.engine_runs", lambda: False)
+    return str(request.param)
+
+
+BY_THE_ENGINE = pytest.mark.parametrize("backward", ["the engine"], indirect=True)
+"""Of what a backward pass has no part in."""
 
 
 def flops(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
@@ -43,7 +48,8 @@ def reason(model: nn.Module, *args: Any, **kwargs: Any) -> str:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize(("build", "by_hand"), [(gpt2, gpt2_forward_flops), (llama, llama_forward_flops)])
-def test_hugging_face_models_in_every_way_they_are_called(build: Any, by_hand: Any, attention: str):
+def test_hugging_face_models_in_every_way_they_are_called(build: Any, by_hand: Any, attention: str, backward: str):
+    """Node by node in a few: the graph is the same however the model was called."""
     model = build(attention)
     ids = tokens(2, 16, 96)
     angles = rotary_forward_flops(16) if build is llama else 0
@@ -54,7 +60,7 @@ def test_hugging_face_models_in_every_way_they_are_called(build: Any, by_hand: A
     kinds = {parameter.kind for parameter in inspect.signature(model.forward).parameters.values()}
     # GPT-2 takes the loss's arguments since transformers 4.49
     loss = {"num_items_in_batch": torch.tensor(32)} if inspect.Parameter.VAR_KEYWORD in kinds else {}
-    for arguments in (
+    ways: tuple[dict[str, Any], ...] = (
         {},
         {"labels": ids},
         {"labels": ids, **loss},
@@ -63,7 +69,8 @@ def test_hugging_face_models_in_every_way_they_are_called(build: Any, by_hand: A
         {"labels": ids, "attention_mask": mask, "use_cache": False},
         {"labels": ids, "attention_mask": mask, "use_cache": True},
         {"labels": ids, "attention_mask": torch.ones_like(ids), "return_dict": False},
-    ):
+    )
+    for arguments in ways[:: 1 if backward == "the engine" else 4]:
         assert flops(model, input_ids=ids, **arguments) == expected, arguments
 
 
@@ -369,6 +376,7 @@ class Frames:
         return run
 
 
+@BY_THE_ENGINE
 @pytest.mark.parametrize("fullgraph", [False, True])
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_compiled_model_is_measured_and_stays_compiled(in_place: bool, fullgraph: bool):

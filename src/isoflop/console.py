@@ -152,10 +152,7 @@ def finite(value: float) -> float | None:
 def picked(thing: object, names: str, **others: str) -> dict[str, Any]:
     """Attributes of an object for JSON, which has no infinity; null for all of them where there is no object.
 
-    Args:
-        thing: the object.
-        names: of the attributes, between blanks.
-        others: attribute by another name that it gets.
+    `names`, between blanks, stay; `others` are attributes by another name that they get.
     """
     wanted = {name: name for name in names.split()} | others
     return {name: None if thing is None else _plain(getattr(thing, attribute)) for name, attribute in wanted.items()}

@@ -285,9 +285,7 @@ class Adviser:
         """Take a log step in: returns whether the run is to be judged.
 
         Args:
-            step: optimizer steps done.
-            loss: mean over the interval, nats per token.
-            speed: tokens/s per device over the interval.
+            step, loss, speed: optimizer steps done; over the interval the mean loss in nats, and tokens/s per device.
             seen: what else the rules look at; a change is judged at once.
         """
         track, limits = self.track, self.thresholds

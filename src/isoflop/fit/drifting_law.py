@@ -326,10 +326,7 @@ def pulls(theta: Array, floor: bool = True, known: Array | None = None) -> Array
 def prior_laws(count: int, level: float = 3.0, seed: int = 0) -> Array:
     """Laws drawn from the prior, of Hoffmann's form, evenly spread (a scrambled Sobol sequence) [count, 8].
 
-    Args:
-        count: how many; a power of two.
-        level: loss at the origin, nats per token: of no matter for what runs tell.
-        seed: of the scrambling.
+    `count` is a power of two; `level`, the loss at the origin in nats, is of no matter for what runs tell.
     """
     from scipy import stats  # imported here: it takes longer than all else, and only designs need it
 

@@ -133,16 +133,11 @@ class Line:
 
 
 def fitted_line(log_C: Array, y: Array, sd: Array, dof: float) -> Line:
-    """A line by least squares, with the larger of two standard errors.
+    """A line through y, ln N or ln D [n], by least squares, with the larger of two standard errors.
 
-    One comes from the scatter about the line (n − 2 degrees of freedom), the other from the points' own noise carried
-    through the fit: scatter of three points is poor evidence, and noise says nothing of curvature.
-
-    Args:
-        log_C: ln C [n].
-        y: ln N or ln D [n].
-        sd: noise of y [n].
-        dof: degrees of freedom behind sd.
+    One comes from the scatter about the line (n − 2 degrees of freedom), the other from the points' own noise `sd` [n],
+    of `dof` degrees of freedom, carried through the fit: scatter of three points is poor evidence, and noise says
+    nothing of curvature.
     """
     centre, n = float(log_C.mean()), len(y)
     X = np.stack([np.ones_like(log_C), log_C - centre], axis=1)

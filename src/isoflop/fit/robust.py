@@ -89,13 +89,9 @@ def describe_apart(found: Sequence[Outlier], labels: Mapping[str, Sequence[str]]
 
 
 def together(out: NDArray[np.bool_], columns: Mapping[str, Array]) -> str:
-    """The column whose high values are those of the outliers, three or more; "": none.
+    """The column whose high values are those of the outliers (`out` [n]), three or more; "": none.
 
     Such runs are no accidents: the law does not know of what they have in common.
-
-    Args:
-        out: which runs lie far off [n].
-        columns: numbers by name, each [n].
     """
     k = int(out.sum())
     for name, values in columns.items() if k >= FEWEST_APART else ():
@@ -174,11 +170,7 @@ def far_runs(residuals: Array, N: Array, D: Array) -> str:
 def telling_kinds(labels: Mapping[str, Sequence[str]], *quantities: Array) -> dict[str, Sequence[str]]:
     """Columns that are no function of a run's size, tokens or compute: one of budgets or widths is no kind.
 
-    Not of its loss: corpora may differ by more than all sizes do.
-
-    Args:
-        labels: cells by column, each [n].
-        quantities: N, D, C …, each [n].
+    Not of its loss: corpora may differ by more than all sizes do. `quantities`: N, D, C …, each [n].
     """
     return {name: cells for name, cells in labels.items() if not any(_follows(cells, q) for q in quantities)}
 

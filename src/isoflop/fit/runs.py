@@ -242,12 +242,7 @@ long records have ever fewer of them, and the last twentieth would be two fifths
 
 
 def unfinished(run: Run, loss: str | None = None) -> str:
-    """Why a run has no final loss; "": it has.
-
-    Args:
-        run: its record with its points.
-        loss: `train` or eval/<name>, whose end is looked at too; None: of status and steps alone.
-    """
+    """Why a run has no final loss, `train` or eval/<name>; "": it has. Without one of status and steps alone."""
     if (why := run.not_ended) or loss is None:
         return why
     last = next((point.step for point in reversed(run.points) if point.losses.get(loss) is not None), 0)

@@ -146,12 +146,7 @@ def best_of_rates(rows: Sequence[Mapping[str, str]], rate: str, columns: Mapping
     """Runs but for those that another rate beats in the mean at the same size, tokens and kind of run.
 
     Rates that agree in two digits are one: warm-ups and rounding end near each other. Where one is 0 the column tells
-    the ends of schedules, not their peaks, and all runs stay.
-
-    Args:
-        rows: their cells.
-        rate: the column of learning rates.
-        columns: N, D and loss, one number a run; without these all runs stay.
+    the ends of schedules, not their peaks, and all runs stay; so they do without `columns` of N, D and loss.
     """
     values = [cell_number(row.get(rate, "")) for row in rows]
     if not {"N", "D", "loss"} <= {*columns} or 0 in values:

@@ -146,12 +146,7 @@ def read_table(
 def _stacked(
     parts: Sequence[tuple[str, Rows, str]], wanted: Sequence[str], named: Mapping[str, str], where: str | None
 ) -> Table:
-    """One table of several sources, each read by its own columns' names and units.
-
-    Args:
-        parts: name of the source, its rows, and which parameters its N counts.
-        wanted, named, where: as `read_table`.
-    """
+    """One table of several sources (name, rows, what their N counts), each read by its own columns' names and units."""
     everywhere = list(dict.fromkeys(name for _, rows, _ in parts for _, row in rows for name in row))
     known = [*everywhere, *(name for name in DERIVED if name not in everywhere)]
     conditions = [] if where is None else parse_where(where, known)

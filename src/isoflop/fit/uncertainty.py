@@ -306,16 +306,9 @@ GRID = 1 / 256
 def least_squares(
     residuals: Callable[[Array], Array], jacobian: Callable[[Array], Array], at: Array, robust: bool
 ) -> Array:
-    """Where Σr² is least, of `robust` Σ8·(√(1 + r²/4) − 1), by Levenberg and Marquardt's method from `at`.
+    """Where Σr² is least, of `robust` Σ8·(√(1 + r²/4) − 1), by Levenberg and Marquardt's method from a point `at`.
 
-    Args:
-        residuals: r [n] at a point.
-        jacobian: of r by the first k entries of a point [n, k]; the others stay.
-        at: a point.
-        robust: outliers draw it less.
-
-    Returns:
-        The first k entries.
+    `jacobian` is of r [n] by the first k entries of a point [n, k]: these are returned, the others stay.
     """
 
     def cost(r: Array) -> float:
@@ -352,9 +345,6 @@ def chains(log_density: Callable[[Array], Array], at: Array, rng: np.random.Gene
         log_density: of rows [rows, d], but for a constant [rows].
         at: where the chains begin, an even number [chains, d].
         rng: of the jumps.
-
-    Returns:
-        Rows [draws, d].
     """
     d, spread = at.shape[1], at.std(axis=0)
     grid, jitter = 2 ** np.floor(np.log2(GRID * spread)), JITTER * spread

@@ -45,12 +45,8 @@ def keys_met(allowed: torch.Tensor | Strips, queries: int, keys: int) -> Fractio
     """The share of all pairs of a query and a key that windows and documents leave.
 
     Rows fall into documents where no pair crosses a boundary. In each, a query meets as many keys as the one that meets
-    most (a causal mask's last); keys that none meets are padding, and counted.
-
-    Args:
-        allowed: bool, (…, queries or 1, keys), True where a query may meet a key.
-        queries: T.
-        keys: S.
+    most (a causal mask's last); keys that none meets are padding, and counted. `allowed`: bool, (…, queries or 1,
+    keys).
     """
     if len(allowed.shape) < 2 or allowed.shape[-2:] != (queries, keys):
         return Fraction(1)  # a mask of keys alone: padding

@@ -141,10 +141,7 @@ class BatchTokens:
     def begin(self, batch: Any, key: Signature, each: bool) -> TokenCount | None:
         """A batch's step begins, whose calls are heard. Returns what the batch itself shows.
 
-        Args:
-            batch: as the trainer gives it.
-            key: its signature.
-            each: what was computed of another batch of this signature says nothing of this one.
+        `each`: what was computed of another batch of this signature says nothing of this one.
         """
         if each:
             self._computed.pop(key, None)

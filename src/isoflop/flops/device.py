@@ -274,16 +274,10 @@ MEASURED_PEAK = "measured"
 
 
 def measure_rates(device: torch.device, seconds: float = 1.0) -> dict[str, float]:
-    """The highest rate of a product of two square matrices, by dtype; a dtype that the device refuses is left out.
+    """The highest rate of a product of two square matrices, FLOP/s by the names in `DTYPES` that the device takes.
 
-    Sizes double from 256 on, until one product takes a fifth of `seconds` or the memory is used up.
-
-    Args:
-        device: of this machine.
-        seconds: for each dtype, about.
-
-    Returns:
-        FLOP/s by the names in `DTYPES`: what is reached, less than a datasheet's peak.
+    It is less than a datasheet's peak. Sizes double from 256 on, until one product takes a fifth of `seconds`, which a
+    dtype may take about, or the memory is used up.
     """
     import torch
 

@@ -75,9 +75,8 @@ class Segment(NamedTuple):
 class Observation(StandsAside):
     """Counts between `start()` and `stop()`, which may lie in different hooks of a trainer.
 
-    Args:
-        whole: it starts where the step does, not at a forward call.
-        tracer: sees the operators up to the first backward pass.
+    `whole`: it starts where the step does, not at a forward call; `tracer` sees the operators up to the first backward
+    pass.
     """
 
     def __init__(self, whole: bool, tracer: UseTracer | None = None, reads: bool = True) -> None:

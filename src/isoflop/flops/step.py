@@ -387,8 +387,7 @@ class StepObserver(PlainSteps):
     def settle(self, tokens: int | TokenCount | None = None) -> bool:
         """Count what is pending, after an optimizer step; `tokens` goes before what the batches showed.
 
-        Returns:
-            True if the step had as many micro-batches as the one before, and nothing is being or to be observed.
+        True if the step had as many micro-batches as the one before, and nothing is being or to be observed.
         """
         if not self._by_batch and (self.observation is not None or self.outermost is not None):
             self._end_parts(Counted)

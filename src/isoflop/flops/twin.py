@@ -180,13 +180,8 @@ _LONG = 1000
 def to_meta(model: nn.Module, written_out: bool = False, device: str = "meta") -> dict[str, nn.Parameter]:
     """Turn a model into one on the meta device, in this process; wrappers of torch.compile and DDP inside it go.
 
-    Args:
-        model: whatever uses it afterwards meets meta tensors.
-        written_out: with attention and experts in plain torch, where the model has a choice.
-        device: another than "meta" for fake tensors, under whose mode it is made then.
-
-    Returns:
-        The parameters by the names that they had.
+    Returns the parameters by the names that they had. `written_out`: with attention and experts in plain torch, where
+    the model has a choice. Another `device` is that of fake tensors, under whose mode it is made then.
     """
     live = dict(unwrap(model).named_parameters())
     turn = _Turn(device)

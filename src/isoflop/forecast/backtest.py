@@ -106,8 +106,7 @@ def fit_separable(
 
     Args:
         columns: exponent → the design, a row each loss and one more, the target's: shape (losses + 1, coefficients).
-        loss: shape (losses,), nats.
-        count: raw steps behind each, its weight.
+        loss, count: nats, and the raw steps behind each, its weight: shape (losses,).
         exponents: those that are tried, ascending.
 
     Returns:

@@ -125,10 +125,7 @@ class CurvePosterior:
     def rest(self, n: int, alpha: Normal, amplitude: Normal, gain: Normal, belief: Array) -> Prediction:
         """What the first n bins, with the precision that all gave them, predict at the last of them and the others.
 
-        Args:
-            n: bins.
-            alpha, amplitude, gain: priors, as for `solve`.
-            belief: log prior weights of the kernels.
+        Priors as for `solve`; `belief`: log prior weights of the kernels.
         """
         alphas, decay, before = _curves(alpha, PLACES[::2], self.x, belief)
         first, known = (self.fall[:, :n], self.loss[:n], self.precision[:n]), _known(amplitude, gain)
@@ -233,11 +230,8 @@ def _grid(decay: Array, fall: Array, y: Array, w: Array, prior: Array, precision
 def _noise(residual: Array, relative: Array, before: float, floor: float) -> tuple[float, Array]:
     """Standard deviation of a bin with the mean number of steps, and each bin's weight by Huber.
 
-    Args:
-        residual: of the bins, nats.
-        relative: raw steps of each bin over their mean.
-        before: the last estimate: residuals beyond 2.5 of it are clipped.
-        floor: standard deviation that no number of steps reduces.
+    Of residuals in nats and each bin's steps over their mean; beyond 2.5 of the estimate `before` they are clipped, and
+    no number of steps reduces the `floor`.
     """
     scaled = residual * np.sqrt(relative)
     median = 1.4826 * float(np.sort(np.abs(scaled))[len(scaled) // 2])

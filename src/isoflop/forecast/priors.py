@@ -223,11 +223,9 @@ def widened(priors: Iterable[Normal]) -> tuple[Normal, Normal, Normal]:
 def blended(
     own: Sequence[Normal], before: Sequence[Normal], facts: Sequence[tuple[float, float]]
 ) -> tuple[Normal, Normal, Normal]:
-    """Priors by own runs and without them, by the odds that this curve is of their recipe: moments of the mixture.
+    """Priors of ln α, ln A and ln C by own runs and without them, by the odds that this curve is of their recipe.
 
-    Args:
-        own, before: of ln α, ln A and ln C.
-        facts: value and variance of each by the curve alone; infinite where it does not tell.
+    Moments of the mixture. `facts`: value and variance of each by the curve alone; infinite where it does not tell.
     """
     odds = math.log(SAME / (1 - SAME))
     for (value, variance), mine, other in zip(facts, own, before, strict=True):
@@ -370,10 +368,8 @@ def beside(
 
     Args:
         runs: finished runs of the same data and loss.
-        plan: of the run.
-        N, batch_tokens: its parameters, and tokens of a step.
-        now: its present step.
-        loss: its smoothed loss there, nats.
+        plan, N, batch_tokens: of the run, with tokens of a step.
+        now, loss: its present step, and its smoothed loss there, nats.
         left_out: of the drop to come, the standard deviation that no sibling shows.
     """
     shape, tokens = plan.at(PARTS * plan.total_steps) / plan.peak, plan.total_steps * batch_tokens / N

@@ -78,11 +78,7 @@ class Job:
 def job_of(run: PlannedRun, train: str, out: str | os.PathLike[str], work: str | os.PathLike[str] | None = None) -> Job:
     """A run as it travels to the process that trains it; paths are absolute since workers have other current folders.
 
-    Args:
-        run: planned.
-        train: `module:function` or `file.py:function`.
-        out: the ladder's folder or URL.
-        work: folder of this machine for what can't lie at a URL; default: `out`, of a URL `runs/<its last part>`.
+    `out` is the ladder's folder or URL; `work` the folder for what can't lie at a URL, of one `runs/<its last part>`.
     """
     record, url = below(out, run.name), isinstance(location_of(out), str)
     if work is None:

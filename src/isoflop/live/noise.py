@@ -138,11 +138,9 @@ class Noise(Part):
 
     @hook(MEASURING, "no gradient noise scale")
     def begin(self, count: TokenCount | None, by_tokens: bool | None = None) -> None:
-        """A micro-batch of a measured step goes in.
+        """A micro-batch of a measured step goes in, with its tokens on this rank; None: unknown.
 
-        Args:
-            count: its tokens on this rank; None: unknown.
-            by_tokens: its loss is its share of a mean over the step's tokens (True), or a mean of its own (False).
+        `by_tokens`: its loss is its share of a mean over the step's tokens (True), or a mean of its own (False).
         """
         if by_tokens is not None:
             self._by_tokens = by_tokens

@@ -345,11 +345,9 @@ def closing_lines(
 
     Args:
         run, step: as it ended.
-        advice: what still holds.
-        gone: what was given and does not hold any more.
+        advice, gone: what still holds; what was given and does not hold any more.
         missing: what was not judged, and why.
-        shape: why laws may not hold for a shape like the model's.
-        loss_unjudged: why the loss can't be judged.
+        shape, loss_unjudged: why laws may not hold for a shape like the model's; why the loss can't be judged.
         final: training loss at the end.
         ended: where the loss ended, and what its best was, where that is not the same.
     """

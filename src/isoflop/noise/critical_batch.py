@@ -160,12 +160,7 @@ def beliefs(
 ) -> list[Belief]:
     """Of B_crit after so many tokens: the measurement first, where there is one with both ends, then the priors.
 
-    Args:
-        tokens: D so far.
-        loss: nats per token; None: Kaplan's law is left out.
-        scale: the run's noise scale.
-        preconditioned: whether it is in Adam's metric.
-        token_bytes: bytes of a token, for Kaplan's law; None: not known, so it is left out.
+    `preconditioned`: the noise scale is in Adam's metric. Kaplan's law needs the loss, and the bytes of a token.
     """
     known = [prior_critical_batch(tokens)]
     if loss is not None and 0 < loss < 100 and token_bytes is not None:

@@ -199,11 +199,9 @@ class MicroBatches:
         return self._ended
 
     def arm(self, expected: int, denominators: dict[int, Denominator]) -> None:
-        """Measure the step that begins.
+        """Measure the step that begins: from micro-batch number `expected` on this rank on the whole is looked at.
 
-        Args:
-            expected: micro-batches it has on this rank: the whole is looked at from that one on.
-            denominators: of Adam's metric, by id of the parameter; empty: raw only.
+        `denominators`: of Adam's metric, by id of the parameter; empty: raw only.
         """
         began = time.thread_time()
         self.disarm()
@@ -298,9 +296,7 @@ class MicroBatches:
     def take(self, step: int, tokens: float | None = None) -> Measured | None:
         """The step is over: what was measured, for this rank; None if its last micro-batch was not the expected one.
 
-        Args:
-            step: its number.
-            tokens: the step's on this rank, where the micro-batches did not show theirs: they are taken as equal.
+        `tokens`: the step's on this rank, where the micro-batches did not show theirs: they are taken as equal.
         """
         self.disarm()
         parts, whole, tokens_of = self._ended, self._whole, self._tokens[: self._ended]
@@ -388,13 +384,8 @@ class Cadence:
         return step % self.every == 0
 
     def adapt(self, seconds: float, measured: int, steps: int, interval: float) -> None:
-        """At a log step, from numbers that all ranks share.
-
-        Args:
-            seconds: that the interval's measurements took.
-            measured: how many there were.
-            steps: in the interval.
-            interval: seconds that it took.
+        """At a log step, from numbers that all ranks share: `seconds` that so many measurements took, of an
+        `interval`'s.
         """
         self.count += measured
         if self.fixed or measured == 0 or steps <= 0 or self.count < FREE:

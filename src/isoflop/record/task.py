@@ -176,13 +176,10 @@ class Task:
     def seen(
         self, first_loss: float | None, vocabulary: int | None, predicted: float | None, accumulate: int | None = None
     ) -> Task:
-        """The task as the first log step shows it.
+        """The task as the first log step shows it: mean loss, the share of tokens that it is of, micro-batches of a
+        step.
 
-        Args:
-            first_loss: mean over the first interval.
-            vocabulary: V; a model that knows nothing has a loss of ln V.
-            predicted: share of the tokens that the loss is of; None: not known.
-            accumulate: micro-batches of a step.
+        A model that knows nothing has a loss of ln V.
         """
         found = self
         if predicted is not None and predicted < PREDICTED and self.objective in (None, "causal"):
