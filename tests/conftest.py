@@ -21,8 +21,8 @@ settings.register_profile("fixed", derandomize=True, database=None, deadline=Non
 settings.load_profile("fixed")
 
 
-LONG = ("golden", "test_zoo", "test_tab_browser", "test_docs")
-"""What takes longest begins first, so that no worker is left alone with it at the end."""
+LONG = ("golden", "test_docs", "test_strangers", "test_zoo", "test_tab_browser", "test_transformers", "test_which_size")
+"""What takes longest, or would come last, begins first, so that no worker is left alone with it at the end."""
 
 
 def unit_of(nodeid: str) -> str:

@@ -178,8 +178,8 @@ def train(folder: Path, layout: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 LAYOUTS = [
-    ("ddp", 4),
-    pytest.param("fsdp", 2, marks=pytest.mark.slow),  # as four of them
+    ("ddp", 2),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in [("ddp", 4), ("fsdp", 2)]),  # as with two, and with four
     ("fsdp", 4),
     ("tensor, unnamed", 2),
     ("tensor and fsdp", 4),

@@ -18,7 +18,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_PRELOAD = ["isoflop", "isoflop.lightning", "isoflop.transformers", "torch.utils.tensorboard", "tiny", "workers"]
+_PRELOAD = [
+    "isoflop",
+    "isoflop.lightning",
+    "isoflop.transformers",
+    "transformers.trainer",
+    "torch.utils.tensorboard",
+    "tiny",
+    "workers",
+]
 _TIMEOUT = 180.0
 """Seconds: a busy machine takes many."""
 
