@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from isoflop.advice import (
     Situation,
     Thresholds,
 )
+from isoflop.advice.run_state import sized
 from isoflop.forecast import LrPlan, NoForecast, OnlineForecaster, Refusal, forecast_of
 from isoflop.live.run_info import steps_of_epoch
 from isoflop.record.task import Task
@@ -186,6 +188,12 @@ def test_a_loss_that_never_fell(losses: Any, known: dict[str, Any], severity: Se
 def test_a_loss_that_never_fell_is_not_called_fine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained(tmp_path, stepped, steps=150, loss=lambda step, loss: 2.3)
     assert "loss (it ended at 2.300, where it began: 2.300)" in capsys.readouterr().out
+
+
+def test_own_runs_that_say_too_little_are_not_asked_for() -> None:
+    run = Situation(step=10, total_steps=1000, N=1e4, tokens=1e4, tokens_per_step=1e3)
+    assert sized(run).endswith("history= takes your own runs of three sizes")
+    assert sized(replace(run, own_flops=(1e9, 1e12))).endswith("; your own runs say too little")
 
 
 def test_a_run_without_a_log_step_is_not_called_fine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -301,7 +301,8 @@ def sized(run: Situation) -> str:
     if run.task.unlike_pretraining:
         return run.task.unlike_pretraining
     if C is not None and C < LEAST_FLOPS:
-        return "published sweeps begin at 1e17 FLOPs; history= takes your own runs of three sizes"
+        own = "your own runs say too little" if run.own_flops else "history= takes your own runs of three sizes"
+        return f"published sweeps begin at 1e17 FLOPs; {own}"
     if steps is not None and steps < LEAST_STEPS:
         return f"a run of fewer than {LEAST_STEPS} steps after its warm-up is none of a published sweep"
     over = run.flops_per_token / (6 * run.N) if run.flops_per_token and run.N else 1.0
