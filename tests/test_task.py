@@ -208,6 +208,22 @@ class Averaged(nn.Module):
         self.net = layers()
         self.shadow = (copy.deepcopy(self.net) if same else layers()).requires_grad_(False)
 
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.net(ids)
+
+
+def test_averaged_weights_are_no_experts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are not active, but no token passes them."""
+    net = Averaged()
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
+        for _ in range(3):
+            loss = nn.functional.cross_entropy(net(torch.arange(4)[None])[0], torch.arange(4))
+            loss.backward()
+            monitor.step(loss)
+    assert "isoflop: training from scratch: a model on text" in capsys.readouterr().out
+    sizes = read_runs(tmp_path)[0].parameters
+    assert sizes["total"] == 2 * sizes["active"] and sizes["non_embedding_with_head"] == 300 * 8 + 300
+
 
 def test_averaged_weights_are_no_fine_tuning() -> None:
     assert describe_task(RunInfo(), Averaged()).start == "scratch"

@@ -220,7 +220,7 @@ def _begins_as(one: torch.Tensor, other: torch.Tensor) -> bool:
 def look_again(task: Task, step: LogStep, model: nn.Module | None, accumulate: int | None) -> Task:
     """The task at the first log step of a run: experts and heads by use, and the first step's loss against ln V."""
     parameters, totals = step.parameters, step.totals
-    if parameters is not None and parameters.active is not None and parameters.active < parameters.total:
+    if parameters is not None and parameters.idle:  # a teacher and averaged weights are not active either
         task = task.having(experts=True)
     by_use = parameters is not None and parameters.method.startswith("by use")
     headless = by_use and parameters is not None and parameters.non_embedding == parameters.non_embedding_with_head
