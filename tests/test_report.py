@@ -271,3 +271,10 @@ def test_numbers_in_the_headline() -> None:
         "1.285·10^4",
         "1.000·10^-5",
     ]
+
+
+def test_runs_under_way_without_a_forecast_share_a_line():
+    runs = [planted_run(f"run {i}", 1e8, 2e9, status="running", until=0.4) for i in range(3)]
+    says = headline(study(runs), None).says
+    (line,) = [each for each in says if "is at step" in each]
+    assert line.count("is at step") == 3

@@ -214,16 +214,17 @@ def _no_law(study: Study) -> tuple[str, ...]:
 
 def _under_way(curves: Sequence[RunCurve], most: int = 3) -> list[str]:
     """Step and last forecast of the latest runs under way."""
-    told = []
+    told, bare = [], []
     for curve in [each for each in curves if each.run.status == "running" and len(each.step)][-most:]:
         planned = curve.run.planned.get("steps")
         of = f" of {planned:,} planned" if isinstance(planned, int) else ""
         text = f"“{name_of(curve.name)}” is at step {int(curve.step[-1]):,}{of}"
         if (last := logged_forecast(curve.step, curve.extra)) is not None:
             text += f"; its last forecast for the end, as of step {last.as_of:,}, is {last.loss:.3f} "
-            text += f"({last.low:.3f} to {last.high:.3f}, 80%)"
-        told.append(text + ".")
-    return told
+            told.append(text + f"({last.low:.3f} to {last.high:.3f}, 80%).")
+        else:
+            bare.append(text)
+    return [*told, *(["; ".join(bare) + "."] if bare else [])]
 
 
 def _short_name(name: str) -> str:
