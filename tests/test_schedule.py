@@ -262,6 +262,10 @@ def test_without_a_scheduler_the_rate_stays_unless_one_is_hidden() -> None:
         "the optimizer has a scheduler that was not passed to isoflop"
     )
     assert future_learning_rates(None, 5) == UnknownFuture("neither a scheduler nor an optimizer is known")
+    two = [torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1) for _ in range(2)]
+    assert future_learning_rates(None, 5, optimizer=two) == UnknownFuture(
+        "no scheduler is known, and there are several optimizers"
+    )
     assert future_learning_rates(None, 5, step=5) == UnknownFuture("no step is left of the planned 5")
 
 

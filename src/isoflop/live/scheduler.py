@@ -154,7 +154,10 @@ def by_batch(batches_per_epoch: float, accumulate: int, every: int) -> Calls:
 def _constant(optimizer: Any) -> Calls:
     groups = getattr(optimizer, "param_groups", None)
     if not groups:
-        raise Unknown("neither a scheduler nor an optimizer is known")
+        several = "no scheduler is known, and there are several optimizers"
+        raise Unknown(
+            several if isinstance(optimizer, list | tuple) else "neither a scheduler nor an optimizer is known"
+        )
     if groups[0].get("lr") is None:
         raise Unknown("the optimizer sets its rate itself")
     if "initial_lr" in groups[0]:  # every scheduler of torch leaves it there
