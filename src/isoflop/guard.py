@@ -126,7 +126,9 @@ def _log(level: int, text: str, *args: object, exc_info: Exception | None = None
 def _beside_progress_bars() -> Any:
     """Takes tqdm's bars off the terminal for as long as something else is written there."""
     tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
-    return nullcontext() if tqdm is None else tqdm.external_write_mode(file=sys.stderr)
+    # without a bar its lock is not touched: made here, it would settle how the user's processes are started
+    bars = getattr(tqdm, "_instances", None)
+    return tqdm.external_write_mode(file=sys.stderr) if tqdm is not None and bars else nullcontext()
 
 
 def pass_on(error: Exception) -> None:

@@ -170,8 +170,8 @@ def _apart(count: Callable[[], _Done], seconds: float) -> _Done:
     Raises:
         ValueError: the fault in it; or it took too long or too much memory.
     """
+    from isoflop.flops.apart import CAN_FORK, run_apart
     from isoflop.flops.calls import Uncountable
-    from isoflop.flops.measure import CAN_FORK, run_apart
 
     def attempted() -> tuple[_Done | None, str]:
         try:

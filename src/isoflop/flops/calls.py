@@ -249,21 +249,40 @@ def listen(modules: Iterable[nn.Module], heard: Heard) -> Callable[[], None]:
 
     def remove() -> None:
         for kind, number in kinds:
-            listeners = _LISTENED[kind][0] if kind in _LISTENED else {}
-            here = listeners.get(number, [])
+            listeners = _LISTENED.get(kind)
+            here = [] if listeners is None else listeners.get(number, [])
             if heard in here:
                 here.remove(heard)
-            if not here:
+            if listeners is not None and not here:
                 listeners.pop(number, None)
-        for kind in [kind for kind, _ in kinds if kind in _LISTENED and not _LISTENED[kind][0]]:
-            _, own = _LISTENED.pop(kind, ({}, None))
-            if own is not None:
-                kind.__call__ = own  # type: ignore[method-assign]
-            elif "__call__" in vars(kind):
+        for kind in {kind for kind, _ in kinds if kind in _LISTENED and not _LISTENED[kind]}:
+            of_kind = _LISTENED.pop(kind)
+            if vars(kind).get("__call__") is not of_kind.ours:  # somebody has put another there since
+                continue
+            if of_kind.own is None:
                 del kind.__call__
+            else:
+                kind.__call__ = of_kind.own  # type: ignore[method-assign]
         kept.clear()
 
     return remove
+
+
+def put(home: Any, name: str, around: Callable[[Any], Any]) -> Callable[[], None]:
+    """Replace `home.name`, if it has one, by `around(original)`. Returns the function that undoes it.
+
+    Where somebody has put another there since, that stays.
+    """
+    original = vars(home).get(name) if home is not None else None
+    ours = None if original is None else around(original)
+    if ours is not None:
+        setattr(home, name, ours)
+
+    def undo() -> None:
+        if ours is not None and vars(home).get(name) is ours:
+            setattr(home, name, original)
+
+    return undo
 
 
 def frames() -> Iterator[FrameType]:
@@ -284,34 +303,38 @@ def _is_repeated() -> bool:
 
 INTERRUPTED_CALLS: list[Callable[[], None]] = []
 """Called when an exception leaves a call that is listened to, and no other such call is around it."""
-_LISTENED: dict[type, tuple[dict[int, list[Heard]], Any]] = {}
-"""Class → (id of a module → who listens to it; the class's own `__call__`, None where it inherits one)."""
+_LISTENED: dict[type, _Listeners] = {}
+"""Class → who listens to its modules."""
 _WRAPPED: list[int] = []
 """Modules that are being called through torch.compile's wrapper, which is heard instead of them."""
 
 
-def _listeners(kind: type) -> dict[int, list[Heard]]:
-    if kind in _LISTENED:
-        return _LISTENED[kind][0]
-    original: Any = kind.__call__
-    listeners: dict[int, list[Heard]] = {}
-    wraps = kind.__name__ == "OptimizedModule"
+class _Listeners(dict[int, "list[Heard]"]):
+    """Who listens to the modules of a class, by their ids; pickled with the class, nobody."""
 
-    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        number = id(self._orig_mod if wraps else self)
-        listening = None if torch.compiler.is_compiling() or number in _WRAPPED else listeners.get(number)
-        if listening is None:
-            return original(self, *args, **kwargs)
+    def __init__(self, kind: type) -> None:
+        self.own = vars(kind).get("__call__")
+        """The class's own `__call__`; None: it inherits one."""
+        self.ours: Any = None
+        """Ours, in its place."""
+
+    def __reduce__(self) -> Any:
+        return dict, ()
+
+    def called(self, original: Any, module: nn.Module, number: int, args: Any, kwargs: Any) -> Any:
+        """Call `original(*args, **kwargs)` of a module that is listened to."""
+        if number in _WRAPPED:
+            return original(*args, **kwargs)
         waiting: list[Ended] = []
-        for heard in listening:
-            ended = heard(self, args, kwargs)
+        for heard in self[number]:
+            ended = heard(module, args, kwargs)
             if ended is not None:
                 waiting.append(ended)
-        output = None
+        output, wraps = None, number != id(module)
         if wraps:
             _WRAPPED.append(number)
         try:
-            output = original(self, *args, **kwargs)
+            output = original(*args, **kwargs)
             return output
         except BaseException:  # also Ctrl-C: an observation ends with the call that it is of; raised on
             if not _is_inside():
@@ -323,18 +346,37 @@ def _listeners(kind: type) -> dict[int, list[Heard]]:
             if waiting:
                 _all_told(waiting, output)
 
-    def _is_inside() -> bool:
-        # what catches the exception may be around this call: a call that is listened to, or the backward pass in which
-        # activation checkpointing runs a forward pass again, as far as it has to
-        if torch._C._current_graph_task_id() != -1:
-            return True
-        outer = (frame for frame in frames() if frame.f_code is __call__.__code__)
-        next(outer)  # this one
-        return any(frame.f_locals.get("listening") is not None for frame in outer)
 
-    _not_compiled(__call__)
-    _LISTENED[kind] = listeners, vars(kind).get("__call__")
-    kind.__call__ = __call__  # type: ignore[method-assign]
+def _is_inside() -> bool:
+    # what catches the exception may be around this call: a call that is listened to, or the backward pass in which
+    # activation checkpointing runs a forward pass again, as far as it has to
+    if torch._C._current_graph_task_id() != -1:
+        return True
+    outer = (frame for frame in frames() if frame.f_code is _Listeners.called.__code__)
+    next(outer)  # this one
+    return any("waiting" in frame.f_locals for frame in outer)
+
+
+def _listeners(kind: Any) -> _Listeners:
+    if kind in _LISTENED:
+        return _LISTENED[kind]
+    original, own = kind.__call__, "__call__" in vars(kind)
+    listeners, wraps = _Listeners(kind), kind.__name__ == "OptimizedModule"
+
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # may be pickled by value: with nothing of ours
+        if torch.compiler.is_compiling():
+            return original(self, *args, **kwargs)
+        number = id(self._orig_mod if wraps else self)
+        # what it inherits may be another by now: torch.fx puts one there while it traces
+        call = original.__get__(self) if own else super(kind, self).__call__
+        if number in listeners:
+            return listeners.called(call, self, number, args, kwargs)
+        return call(*args, **kwargs)
+
+    for function in (__call__, _Listeners.called):
+        _not_compiled(function)
+    listeners.ours, _LISTENED[kind] = __call__, listeners
+    kind.__call__ = __call__
     return listeners
 
 

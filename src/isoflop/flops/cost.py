@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import combinations_with_replacement
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,6 +30,21 @@ RARE = 1e-3
 """A run of equal costs that is rarer than this is a new phase (layers were added), not chance."""
 
 Sizes = tuple[int, ...]
+
+
+class Segment(NamedTuple):
+    """A part of a step: what leads up to its forward calls, and these with their backward pass."""
+
+    keys: tuple[Signature, ...]
+    """Signatures of the forward calls."""
+    head: FlopCount | None
+    """What ran since the backward pass before; None: it was not observed."""
+    body: FlopCount
+
+    @property
+    def whole(self) -> FlopCount:
+        """All of it that was observed."""
+        return self.body + (self.head or NOTHING)
 
 
 class RecentMean:

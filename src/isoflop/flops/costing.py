@@ -15,12 +15,13 @@ from typing import Any
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from isoflop.flops.apart import CAN_FORK, describe_error
 from isoflop.flops.calls import Call, Signature, TookTooLong, Uncountable
-from isoflop.flops.cost import MAX_KNOWN, RecentMean, StepCost, first_matrix, joined
+from isoflop.flops.cost import MAX_KNOWN, RecentMean, Segment, StepCost, first_matrix, joined
 from isoflop.flops.count import estimated
 from isoflop.flops.counter import NOTHING, FlopCount
-from isoflop.flops.measure import CAN_FORK, SECONDS, measure_flops, measure_optimizer
-from isoflop.flops.observe import THREADS, Observation, Segment
+from isoflop.flops.measure import Measurement, measure_flops, measure_optimizer
+from isoflop.flops.observe import Observation
 from isoflop.flops.operators import APART, ESTIMATED, FORMULA, GIVEN, OBSERVED, SIX_ND
 from isoflop.flops.parameters import Parameters, Uses, count_parameters, given_parameters
 from isoflop.guard import pass_on
@@ -35,8 +36,6 @@ NOTICED_LATE = "the model's layers changed between observed steps: until that wa
 BESIDE = "compiled calls; beside them the step is observed"
 APART_AT_MOST = 48
 """Shapes measured apart, .2 to 2 s each."""
-WITHOUT_THREADS = 10.0
-"""Seconds to measure for where the forward uses threads: a copy of the process has none, and would wait for them."""
 
 
 class Costing:
@@ -314,23 +313,29 @@ class Costing:
         if len(self._apart) >= APART_AT_MOST:
             self._apart[key] = "more batch shapes than are measured apart"
             return
-        try:
-            if not CAN_FORK:  # the user's code is not run in this process
-                raise Uncountable("this system can't copy a process")
-            if self._in_vain:
-                raise Uncountable(self._in_vain)
-            seconds = WITHOUT_THREADS if self.blocked == THREADS else SECONDS
-            measurement = measure_flops(self.model, [call], seconds=seconds)
-        except Uncountable as reason:
-            self._apart[key] = str(reason)
-            if isinstance(reason, TookTooLong):
-                self._in_vain = str(reason)
+        measurement = self._measurement(self.model, call)
+        if isinstance(measurement, str):
+            self._apart[key] = measurement
         else:
             self._apart[key] = measurement.flops
             if self.methods.get(APART) == BESIDE:
                 del self.methods[APART]
             why = f"{self.blocked}; counted are the model's forward calls and their backward passes, nothing beside"
             self._use(APART, measurement.uses, measurement.without_formula, why)
+
+    def _measurement(self, model: nn.Module, call: Call) -> Measurement | str:
+        """Or why it is not: no error of any kind may reach the call."""
+        try:
+            if not CAN_FORK:  # the user's code is not run in this process
+                raise Uncountable("this system can't copy a process")
+            if self._in_vain:
+                raise Uncountable(self._in_vain)
+            return measure_flops(model, [call])
+        except Exception as error:
+            pass_on(error)
+            if isinstance(error, TookTooLong):
+                self._in_vain = str(error)
+            return describe_error(error)
 
     def beside(self, call: Call) -> tuple[FlopCount, FlopCount] | None:
         """FLOPs of a compiled call's forward and backward pass in a step that is observed; None: not to be had."""
@@ -342,11 +347,10 @@ class Costing:
         for gradients in (False, True)[: 1 + call.gradients]:
             key = (*call.key, gradients, trained)
             known = self._apart.get(key)
-            if known is None and len(self._apart) < 2 * APART_AT_MOST and CAN_FORK:
-                try:
-                    measurement = measure_flops(root, [replace(call, gradients=gradients)])
-                except Uncountable as reason:
-                    known = self._apart[key] = str(reason)
+            if known is None and len(self._apart) < 2 * APART_AT_MOST:
+                measurement = self._measurement(root, replace(call, gradients=gradients))
+                if isinstance(measurement, str):
+                    known = self._apart[key] = measurement
                 else:
                     known = self._apart[key] = measurement.flops
                     self._use(APART, measurement.uses if inside else None, measurement.without_formula, BESIDE)

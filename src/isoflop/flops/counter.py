@@ -33,6 +33,7 @@ from isoflop.flops.operators import (
     operator_name,
     takes_qkv,
 )
+from isoflop.guard import pass_on
 
 aten = torch.ops.aten
 
@@ -115,6 +116,18 @@ class FlopCounter(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         unwatch_backward(self)
+
+    def safely(self, act: Callable[..., None], *args: Any) -> None:
+        """Call what must not fail into the code that is counted."""
+        try:
+            act(*args)
+        except Exception as error:
+            pass_on(error)
+            self.failed(error)
+
+    def failed(self, error: Exception) -> None:
+        """Counting has failed."""
+        raise error
 
     def interrupted(self) -> None:
         """An exception goes through a backward pass."""
@@ -251,7 +264,7 @@ def _run_backward(outputs: Any, gradients: Any, retains: Any, create_graph: bool
     watching = list(_counters) if torch._C._current_graph_task_id() == -1 else []
     try:
         for counter in watching:
-            counter.backward_begins(create_graph)
+            counter.safely(counter.backward_begins, create_graph)
         return _engine(outputs, gradients, retains, create_graph, *args, **kwargs)
     except BaseException:  # also Ctrl-C: a counter does not stay on behind a pass that ended so; raised on
         for counter in list(_counters):
@@ -260,7 +273,7 @@ def _run_backward(outputs: Any, gradients: Any, retains: Any, create_graph: bool
     finally:
         _create_graph.pop()
         for counter in watching:
-            counter.backward_ends()
+            counter.safely(counter.backward_ends)
 
 
 def current_phase() -> Phase:

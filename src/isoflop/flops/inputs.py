@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from isoflop.flops.apart import describe_error
 from isoflop.flops.calls import Call, Shape, metas, tensors_in
-from isoflop.flops.measure import describe_error, unpadded
+from isoflop.flops.measure import unpadded
 from isoflop.flops.twin import stand_ins
 from isoflop.flops.values import Values, WrittenOut
 

@@ -1,49 +1,37 @@
 """Count the exact FLOPs of forward and backward passes without training: on the model's meta twin, or on a copy.
 
 `measure_flops` replays the calls of a training step on the meta device, without memory or arithmetic. A forward that
-needs values cannot run there: `run_once` runs a copy on random inputs. Both happen in a forked process (`run_apart`),
+needs values cannot run there: `run_once` runs a copy on random inputs. Both happen in a forked process (`apart`),
 which holds a copy of everything: what the user's code does to its state stays there.
 """
 
 from __future__ import annotations
 
 import copy
-import gc
 import math
-import os
-import pickle
 import random
-import select
-import signal
 import sys
 import time
-import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from threading import Thread
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from isoflop.flops.calls import Call, Shape, TookTooLong, Uncountable, metas, tensors_in
+from isoflop.flops.apart import CAN_FORK, SECONDS, Result, describe_error, run_apart
+from isoflop.flops.calls import Call, Shape, Uncountable, metas, tensors_in
 from isoflop.flops.counter import FlopCount, FlopCounter, ModuleOwner, Phase
 from isoflop.flops.parameters import Uses, UseTracer, unwrap
 from isoflop.flops.totals import world_size
-from isoflop.flops.twin import any_backward, optimizer_to_meta, stand_ins, to_meta
-from isoflop.flops.values import IN_TURN, LARGEST, RANDOM, UnknownValue, Values, WrittenOut
+from isoflop.flops.twin import optimizer_to_meta, stand_ins, to_meta
+from isoflop.flops.values import IN_TURN, LARGEST, RANDOM, Values, WrittenOut
 from isoflop.guard import pass_on
-
-Result = TypeVar("Result")
-
-SECONDS = 120.0
-"""The time that a measurement may take: 405B parameters on the meta device need 20 s."""
 
 
 @dataclass(frozen=True)
@@ -246,20 +234,6 @@ def eagerly() -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def describe_error(error: Exception) -> str:
-    """An exception in a line, with the place in the user's code, or a library's, where it was raised."""
-    if isinstance(error, Uncountable):
-        return str(error)
-    kind, text = type(error).__name__, str(error).strip().splitlines()[:1]
-    what = f"{kind}: {''.join(text)[:200]}"
-    if isinstance(error, UnknownValue) or kind in ("DataDependentOutputException", "DynamicOutputShapeException"):
-        what = str(UnknownValue())
-    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
-    where = f", at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"{what}{where}"
-
-
 # -- a copy on random inputs -------------------------------------------------------------------------------------------
 
 
@@ -309,18 +283,6 @@ def _random(value: Any, vocabulary: int, device: torch.device, name: str = "") -
     return torch.randint(vocabulary, value.size, dtype=value.dtype, device=device)
 
 
-# -- in a process of its own -------------------------------------------------------------------------------------------
-
-_FORBIDDEN = (
-    *("socket.", "subprocess.", "shutil.", "urllib.", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.system"),
-    *("os.kill", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod", "os.chown"),
-)
-
-
-CAN_FORK = hasattr(os, "fork") and sys.platform != "darwin"
-"""Whether this system can copy a process."""
-
-
 def on_a_copy(
     model: nn.Module,
     call: Call,
@@ -336,108 +298,3 @@ def on_a_copy(
     except Exception as error:  # whatever a user's objects may raise
         raise Uncountable(f"{type(model).__name__} can't be copied ({describe_error(error)})") from None
     return act(*copied)
-
-
-def run_apart(
-    act: Callable[[], Result], seconds: float = SECONDS, prepare: Callable[[int], None] | None = None
-) -> Result:
-    """What `act()` returns, plain data, computed in a forked process that ends after it.
-
-    It has none of this process's files and sockets, may open files for reading alone, and starts nothing, unless
-    `prepare(pipe)` sets other limits. The accelerator is out of its reach.
-
-    Raises:
-        Uncountable: it raised (the reason is in the text), or no process could be made.
-        TookTooLong: it took longer than `seconds`.
-    """
-    theirs, ours = os.pipe()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of threads, which the copy does not have and does not wait for
-            child = os.fork()
-    except OSError as error:
-        os.close(theirs)
-        os.close(ours)
-        raise Uncountable(f"no process could be made ({error})") from None
-    if child == 0:
-        _answer(act, ours, prepare or _shut)
-    os.close(ours)
-    try:
-        answer = _read(theirs, seconds)
-    finally:
-        os.close(theirs)
-        _end(child)
-    if answer is None:
-        raise TookTooLong(f"it took longer than {seconds:.0f} s, or its process ended")
-    result, reason = pickle.loads(answer)  # from our own process
-    if reason is not None:
-        raise Uncountable(reason)
-    return result
-
-
-def _read(pipe: int, seconds: float) -> bytes | None:
-    """All that comes through a pipe until its other end is closed; None where that takes too long or nothing comes."""
-    parts: list[bytes] = []
-    end = time.monotonic() + seconds
-    while select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0]:
-        part = os.read(pipe, 1 << 20)
-        if not part:
-            return b"".join(parts) or None
-        parts.append(part)
-    return None
-
-
-def _end(child: int) -> None:
-    try:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    except OSError:  # a handler of the user's for SIGCHLD was there first
-        pass
-
-
-def _answer(act: Callable[[], Any], pipe: int, prepare: Callable[[int], None]) -> NoReturn:
-    """Run `act`, write its result or the reason why there is none, and end without what a process does at its end."""
-    try:
-        prepare(pipe)
-        warnings.simplefilter("ignore")  # the real run says them, where anybody listens; as errors they would end this
-        # in a thread of its own: the one that forked may be inside of a backward pass, inference mode or autocast
-        working = Thread(target=_send, args=(act, pipe))
-        working.start()
-        working.join()
-    finally:
-        os._exit(0)
-
-
-def _send(act: Callable[[], Any], pipe: int) -> None:
-    torch.set_num_threads(1)  # the threads of the process are not here
-    try:
-        with any_backward():
-            answer: tuple[Any, str | None] = act(), None
-    except Exception as error:  # whatever a user's code may raise
-        answer = None, describe_error(error)
-    rest = pickle.dumps(answer)
-    while rest:
-        rest = rest[os.write(pipe, rest) :]
-
-
-def _shut(pipe: int) -> None:
-    gc.disable()  # nothing of the training's is to be finalised here
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGALRM):
-        signal.signal(number, signal.SIG_DFL)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(nothing, standard)
-    os.closerange(3, pipe)
-    os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
-    sys.addaudithook(_refuse)
-
-
-def _refuse(event: str, args: tuple[Any, ...]) -> None:
-    """An audit hook: no writing, no network, no further processes."""
-    if event == "open":
-        mode, flags = args[1], args[2]
-        writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        if writes or (isinstance(mode, str) and set(mode) & set("wax+")):
-            raise PermissionError("a measurement writes no files")
-    elif event.startswith(_FORBIDDEN):
-        raise PermissionError(f"a measurement has no {event}")

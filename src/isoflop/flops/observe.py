@@ -14,13 +14,13 @@ another thread, it only passes operators on from then, and is taken off as soon 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from threading import RLock, Thread, get_ident, main_thread
 from types import FrameType
-from typing import Any, NamedTuple
-from unittest.mock import patch
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +30,8 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from isoflop.flops.aside import COMPILED, StandsAside
 from isoflop.flops.attention import Reading
-from isoflop.flops.calls import INTERRUPTED_CALLS, Signature, frames
+from isoflop.flops.calls import INTERRUPTED_CALLS, Signature, frames, put
+from isoflop.flops.cost import Segment
 from isoflop.flops.counter import (
     NOTHING,
     FlopCount,
@@ -42,7 +43,7 @@ from isoflop.flops.counter import (
 from isoflop.flops.operators import Formula
 from isoflop.flops.parameters import Uses, UseTracer
 from isoflop.flops.plain_steps import Evaluated
-from isoflop.guard import pass_on
+from isoflop.guard import attempt, pass_on
 
 GRAPH = "a CUDA graph shows no operators"
 FOREIGN = "another dispatch mode is on around the step"
@@ -55,21 +56,6 @@ _OF_PARTS = ("NestedTensor", "DTensor")
 """Tensors that hold others: jagged ones their values, those of FSDP2 a rank's share of an optimizer's work."""
 LONGEST = 5_000_000
 """Operators without a forward call of the model, after which a step is over: nobody has closed the Monitor."""
-
-
-class Segment(NamedTuple):
-    """A part of a step: what leads up to its forward calls, and these with their backward pass."""
-
-    keys: tuple[Signature, ...]
-    """Signatures of the forward calls."""
-    head: FlopCount | None
-    """What ran since the backward pass before; None: it was not observed."""
-    body: FlopCount
-
-    @property
-    def whole(self) -> FlopCount:
-        """All of it that was observed."""
-        return self.body + (self.head or NOTHING)
 
 
 class Observation(StandsAside):
@@ -248,7 +234,11 @@ class Observation(StandsAside):
             self.problem, self.for_good = problem, for_good
         self.leave()
         if first and problem != THREADS and self.blocked is not None:
-            self.blocked()
+            attempt(self.blocked)
+
+    def failed(self, error: Exception) -> None:
+        """Nothing of it reaches the training."""
+        self._give_up(f"{type(error).__name__}: {error}", for_good=True)
 
     def interrupted(self) -> None:
         """An exception goes through a forward call or a backward pass."""
@@ -434,9 +424,19 @@ def _look_around() -> None:
         (compiler, "_is_skip_guard_eval_unsafe_stance", _running_compiled),
         (compiler, "_maybe_set_eval_frame", _setting_callback),
     ):
-        original = getattr(home, "__dict__", {}).get(name)
-        if original is not None:
-            _patches.enter_context(patch.object(home, name, around(original)))
+        _patches.callback(put(home, name, around))
+
+
+def _in_child() -> None:
+    """A data loader's worker is forked while a step is observed: nothing of that is its own."""
+    global _lock
+    _lock = RLock()  # its holder may not be here
+    for observation in [*_OBSERVERS]:
+        observation.leave()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def _interrupted() -> None:
@@ -469,8 +469,8 @@ def _around(original: Any, before: Change, after: Change = lambda observation: N
     def call(*args: Any, **kwargs: Any) -> Any:
         with ExitStack() as ends:
             for observation in _here():
-                before(observation)
-                ends.callback(after, observation)
+                observation.safely(before, observation)
+                ends.callback(observation.safely, after, observation)
             return original(*args, **kwargs)
 
     return call
@@ -487,7 +487,7 @@ def _applying(original: Any) -> Any:
 def _running_compiled(original: Any) -> Any:
     def stance() -> Any:  # what dynamo's wrapper asks before it looks at the dispatcher's state
         for observation in _here() if _is_compiled(sys._getframe(1)) else ():
-            observation.meets_compiled(sys._getframe(1))
+            observation.safely(observation.meets_compiled, sys._getframe(1))
         return original()
 
     return stance
@@ -496,7 +496,7 @@ def _running_compiled(original: Any) -> Any:
 def _setting_callback(original: Any) -> Any:
     def setting(callback: Any) -> Any:  # its end is over before the callback is set
         for observation in _here():
-            observation.sets_callback(sys._getframe(1))
+            observation.safely(observation.sets_callback, sys._getframe(1))
         return original(callback)
 
     return setting

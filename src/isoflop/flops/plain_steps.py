@@ -12,6 +12,7 @@ part of every step (an agent acts now and then), and in the first one. A step th
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from isoflop.flops.calls import Before, Call, OutermostCalls, watch
 from isoflop.flops.cost import joined
 from isoflop.flops.counter import NOTHING, FlopCount
 from isoflop.flops.values import storage_number
+from isoflop.guard import attempt
 
 
 class Evaluated:
@@ -106,7 +108,7 @@ class PlainSteps:
         if begins:
             self.computes()
         if self.observation is not None:
-            self.observation.evaluates(begins)
+            self.observation.safely(self.observation.evaluates, begins)
 
     def computes(self: Any) -> None:
         """A call of the model without gradients begins, of an agent that acts, say, or of a validation."""
@@ -115,7 +117,7 @@ class PlainSteps:
         if not self._computes or self.costing.has_heads:  # (where each step has them its price has, too)
             return
         if self.costing.observes:
-            self._observe(whole=False)
+            attempt(partial(self._observe, whole=False))
         elif self._begun != self._computed:
             self._computed = self._begun
             self.tally.add_flops(self.costing.ahead())

@@ -238,6 +238,7 @@ def _close_in_child() -> None:
     # A forked child shares the lock: without this, DataLoader workers that outlive a killed trainer by some
     # seconds would keep its record busy. Closing here doesn't let the parent's lock go.
     for log in list(_OPEN):
+        log._one_at_a_time = threading.RLock()  # its holder may not be here
         log.close()
 
 
