@@ -45,7 +45,7 @@ CALLS = {
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "code", "telnetlib", "xmlrpc"}
 """What it never imports."""
 ALLOWED = {
-    ("isoflop/flops/measure.py", "pickle"): "the answer of the process that it has forked, through a pipe of its own",
+    ("isoflop/flops/apart.py", "pickle"): "the answer of the process that it has forked, through a pipe of its own",
     ("isoflop/flops/open_model.py", "torch.load"): "weights_only unless the user says --trust",
     ("isoflop/logs/files.py", "yaml.load"): "with a SafeLoader that makes None of what is no plain value",
 }

@@ -316,35 +316,11 @@ class _Listeners(dict[int, "list[Heard]"]):
         self.own = vars(kind).get("__call__")
         """The class's own `__call__`; None: it inherits one."""
         self.ours: Any = None
-        """Ours, in its place."""
+        """Ours, in its place. What it uses is here, for it may be pickled by value, with nothing of ours."""
+        self.wrapped, self.interrupted, self.is_inside, self.tell = _WRAPPED, INTERRUPTED_CALLS, _is_inside, _all_told
 
     def __reduce__(self) -> Any:
         return dict, ()
-
-    def called(self, original: Any, module: nn.Module, number: int, args: Any, kwargs: Any) -> Any:
-        """Call `original(*args, **kwargs)` of a module that is listened to."""
-        if number in _WRAPPED:
-            return original(*args, **kwargs)
-        waiting: list[Ended] = []
-        for heard in self[number]:
-            ended = heard(module, args, kwargs)
-            if ended is not None:
-                waiting.append(ended)
-        output, wraps = None, number != id(module)
-        if wraps:
-            _WRAPPED.append(number)
-        try:
-            output = original(*args, **kwargs)
-            return output
-        except BaseException:  # also Ctrl-C: an observation ends with the call that it is of; raised on
-            if not _is_inside():
-                _all_told(INTERRUPTED_CALLS)
-            raise
-        finally:
-            if wraps:
-                _WRAPPED.remove(number)
-            if waiting:
-                _all_told(waiting, output)
 
 
 def _is_inside() -> bool:
@@ -352,9 +328,10 @@ def _is_inside() -> bool:
     # activation checkpointing runs a forward pass again, as far as it has to
     if torch._C._current_graph_task_id() != -1:
         return True
-    outer = (frame for frame in frames() if frame.f_code is _Listeners.called.__code__)
-    next(outer)  # this one
-    return any("waiting" in frame.f_locals for frame in outer)
+    caller = sys._getframe(1)
+    return any(
+        frame.f_code is caller.f_code and "waiting" in frame.f_locals for frame in frames() if frame is not caller
+    )
 
 
 def _listeners(kind: Any) -> _Listeners:
@@ -363,18 +340,35 @@ def _listeners(kind: Any) -> _Listeners:
     original, own = kind.__call__, "__call__" in vars(kind)
     listeners, wraps = _Listeners(kind), kind.__name__ == "OptimizedModule"
 
-    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # may be pickled by value: with nothing of ours
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return original(self, *args, **kwargs)
         number = id(self._orig_mod if wraps else self)
-        # what it inherits may be another by now: torch.fx puts one there while it traces
-        call = original.__get__(self) if own else super(kind, self).__call__
-        if number in listeners:
-            return listeners.called(call, self, number, args, kwargs)
-        return call(*args, **kwargs)
+        if number not in listeners or number in listeners.wrapped:
+            # what it inherits may be another by now: torch.fx puts one there while it traces
+            return original(self, *args, **kwargs) if own else super(kind, self).__call__(*args, **kwargs)
+        waiting = []
+        for heard in listeners[number]:
+            ended = heard(self, args, kwargs)
+            if ended is not None:
+                waiting.append(ended)
+        output = None
+        if wraps:
+            listeners.wrapped.append(number)
+        try:
+            output = original(self, *args, **kwargs) if own else super(kind, self).__call__(*args, **kwargs)
+            return output
+        except BaseException:  # also Ctrl-C: an observation ends with the call that it is of; raised on
+            if not listeners.is_inside():
+                listeners.tell(listeners.interrupted)
+            raise
+        finally:
+            if wraps:
+                listeners.wrapped.remove(number)
+            if waiting:
+                listeners.tell(waiting, output)
 
-    for function in (__call__, _Listeners.called):
-        _not_compiled(function)
+    _not_compiled(__call__)
     listeners.ours, _LISTENED[kind] = __call__, listeners
     kind.__call__ = __call__
     return listeners
