@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,9 +23,7 @@ def test_fits_and_plans_are_their_text() -> None:
     plan = isoflop.plan(1e21)
     assert plan._repr_html_().startswith("<pre>") and "note: " in plan._repr_html_()
     assert str(plan).splitlines()[0] in plan._repr_html_()
-    said: list[str] = []
-    plan._repr_pretty_(SimpleNamespace(text=said.append), cycle=False)
-    assert said == [str(plan)]
+    assert plan._repr_mimebundle_(include=None, exclude=None) == {"text/plain": str(plan)}
 
 
 def test_what_holds_many_numbers_is_a_line_or_a_few() -> None:

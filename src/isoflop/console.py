@@ -214,8 +214,8 @@ class Shown:
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>"
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))  # of IPython, where HTML is not shown
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        return {"text/plain": str(self)}  # of IPython, where HTML is not shown: before a data class's own repr
 
 
 def html_table(title: str, rows: Mapping[str, str], notes: Sequence[str] = ()) -> str:
