@@ -388,12 +388,12 @@ def test_groups_are_compared_at_equal_compute(tmp_path: Path) -> None:
     assert other["factor"] == pytest.approx(1 / 0.75, rel=0.02) and other["above_interval"][0] > 0
     assert 6 * best["N"] * best["D"] == pytest.approx(1.6e18)
     shown = run(path, "--group", "optimizer", "--draws", 20).stdout
-    assert "1.33× (" in shown and "muon has the least loss: at 90% each difference from it excludes 0" in shown
+    assert "1.33× (" in shown and "muon has the least loss: at 90% the differences from all others exclude 0" in shown
     # no compute in common: not compared, with the reason
     small, large = rows[1:5], rows[17:]
     path.write_text("\n".join([rows[0], *small, *large]))
     shown = run(path, "--group", "optimizer", "--draws", 20).stdout
-    assert "optimizer at equal compute: not compared: " in shown
+    assert "! optimizer: these runs do not tell which group has the least loss at equal compute: " in shown
 
 
 def test_files_are_stacked_by_their_own_names_and_units(tmp_path: Path) -> None:

@@ -84,6 +84,24 @@ def cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[:half]}…{text[len(text) - half :]}"
 
 
+def told_apart(names: Sequence[str]) -> tuple[list[str], str]:
+    """What tells names apart, and what all of them share; the names themselves, and "", where that is nothing.
+
+    >>> told_apart(["rw/base/kaplan/val", "rw/tuned/const/val"])
+    (['base/kaplan', 'tuned/const'], 'rw/…/val')
+    >>> told_apart(["adamw", "muon"]), told_apart(["a/b", "a/b/c"])
+    ((['adamw', 'muon'], ''), (['a/b', 'a/b/c'], ''))
+    """
+    words = [re.split(r"([/\\\s=:_.-]+)", name) for name in names]
+    shared = min(map(len, words), default=0)
+    first = next((i for i in range(0, shared, 2) if len({each[i] for each in words}) > 1), shared)
+    last = next((i for i in range(0, shared, 2) if len({each[-1 - i] for each in words}) > 1), shared)
+    if len(words) < 2 or not first + last or first + last >= shared:
+        return list(names), ""
+    shown = ["".join(each[first : len(each) - last]) for each in words]
+    return shown, f"{''.join(words[0][:first])}…{''.join(words[0][len(words[0]) - last :])}"
+
+
 STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 

@@ -69,7 +69,6 @@ def compare(
             table, convention = own
             check_runs(table.columns, ("N", "D"), rows=table.rows, convention=convention)
             C, N, D, L = table.arrays
-            chosen = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers, labels=table.labels)
             fitted = None
             with suppress(ValueError):  # the posterior answers without it
                 fitted = fit_law(
@@ -81,6 +80,8 @@ def compare(
                     keep_outliers=keep_outliers,
                     labels=table.labels,
                 )
+            left_out = fitted.left_out if fitted is not None and fitted.left_out else None
+            chosen = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers, labels=table.labels, left_out=left_out)
             asked = max(chosen.flops(option.N, option.D) for option in map(parse_option, options))
             trust = trust_of(table.arrays, None, chosen, asked=asked)
             warnings = (

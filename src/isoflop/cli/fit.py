@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isoflop.cli import common
-from isoflop.console import grid, picked, print_json, progress_bar, reported, say, screen, tell
+from isoflop.console import grid, picked, print_json, progress_bar, reported, say, screen, tell, told_apart
 
 if TYPE_CHECKING:
     from isoflop.fit.approaches import ApproachComparison
-    from isoflop.fit.law_fit import Groups, LawFit
+    from isoflop.fit.groups import GroupAt, Groups
+    from isoflop.fit.law_fit import LawFit
     from isoflop.fit.posterior import Posterior
     from isoflop.fit.table import Table
     from isoflop.fit.trust import Trust
@@ -110,12 +111,12 @@ def fit(
     trust: Trust | None = None
     compared: Groups | str = ""
     if labels is not None:
-        from isoflop.fit.law_fit import groups_at_equal_compute
+        from isoflop.fit.groups import groups_at_equal_compute
 
-        size = "groups have best sizes of their own: name one with --where"
-        compared = groups_at_equal_compute(fitted, labels, table.columns)
+        size = "--group compares groups; for one group's best size with its interval, name it with --where"
+        compared = groups_at_equal_compute(fitted, labels, table.columns, table.C)
     elif law == "hoffmann":
-        size = _posterior(table, keep_outliers)
+        size = _posterior(table, keep_outliers, fitted)
         posterior = None if isinstance(size, str) else size
         C, N, D, L = table.arrays
         held = held_out({"C": C, "N": N, "D": D, "loss": L}, fitted)
@@ -127,14 +128,15 @@ def fit(
         more = {} if labels is None else {"at_equal_compute": groups_as_object(compared)}
         print_json({**as_object(fitted), "best_size": best, "extrapolates": trust and trust.predicts, **more})
         return
-    print_fit(fitted, table.taken)
+    names = [*dict.fromkeys(labels or ())]
+    print_fit(fitted, table.taken, dict(zip(names, told_apart(names)[0], strict=True)))
     if trust is not None and not trust.describes and not fitted.poor:
         say(f"! {trust.doubts[0]}", indent=2)
     if trust is not None and isinstance(trust.held, Extrapolation):
         say(f"{'✓' if trust.predicts else '!'} {trust.held.verdict}", indent=2)
     if labels is not None:
         _print_groups(compared, group or "")
-        say(f"! {size}", indent=2)
+        say(str(size))
     elif law == "hoffmann":
         _print_approaches(table, fitted, nominal, size)
 
@@ -179,27 +181,51 @@ def _print_groups(compared: Groups | str, column: str) -> None:
     from isoflop.laws.frontier import short
 
     if isinstance(compared, str):
-        say(f"! {column} at equal compute: not compared: {compared}", indent=2)
+        say(f"! {column}: these runs do not tell which group has the least loss at equal compute: {compared}", indent=2)
         return
-    heads = (column, f"loss at {compared.C:.2g} FLOPs", "best N", "compute for the least loss")
+    names, shared = told_apart([row.group for row in compared.rows])
+    heads = (f"{column} {shared}".strip(), f"loss at {compared.C:.3g} FLOPs", "best N", "compute for the least loss")
     table = grid(*heads, left=range(4), folded=range(4))
-    for row in compared.rows:
+    for name, row in zip(names, compared.rows, strict=True):
         loss = "{:.4f} ({:.4f}–{:.4f})".format(row.loss, *row.loss_interval)
-        factor = "1×" if not row.above else "{:.3g}× ({:.3g}–{:.3g})".format(row.factor, *row.factor_interval)
-        factor = factor if row.factor < float("inf") else "never reaches it"
-        table.add_row(row.group, loss, short(row.N), factor)
+        table.add_row(name, loss, short(row.N), _factor(row, compared.by) if row.above else "1×")
     screen().print(table)
-    said = f"{compared.sentence}. Each at its best size for the largest compute that all reach (6·N·D)"
-    say(f"{said}; intervals: {compared.level:.0%}. Losses compare on one corpus and tokenizer alone", indent=0)
+    unsure = [names[i] for i, row in enumerate(compared.rows) if row.group in compared.unsure]
+    level, best = f"{compared.level:.0%}", names[0]
+    if len(unsure) == len(names) - 1:
+        said = f"these runs do not tell the groups apart: at {level} each of them may have the least loss"
+    elif unsure:
+        said = f"the least loss has {best} or, at {level}, {' or '.join(unsure)}; the others have a higher one"
+    else:
+        said = f"{best} has the least loss: at {level} the differences from all others exclude 0"
+    by = "by the law, corrected by the runs near its optimum"
+    if compared.by == "minima":
+        by = "by the least losses that the runs of about this budget show, since the law does not describe all runs"
+    say(f"{said}. Each group at its best size, {by}; intervals: {level}", indent=0)
+    say("losses compare on one evaluation set and tokenizer alone", indent=0)
 
 
-def _posterior(table: Table, keep_outliers: bool) -> Posterior | str:
+def _factor(row: GroupAt, by: str) -> str:
+    """Compute that a group takes for the least loss of all, over the budget compared."""
+    from isoflop.fit.groups import FARTHEST
+
+    low, high = row.factor_interval
+    if low != low:
+        return "unknown: one budget alone"
+    if not low < float("inf"):
+        return "never reaches it" if by == "law" else f"more than {FARTHEST:g}×"
+    ends = f"({low:.3g}–{high:.3g})" if high < float("inf") else f"({low:.3g} or more)"
+    return f"{row.factor:.3g}× {ends}" if row.factor < float("inf") else f"{low:.3g}× or more"
+
+
+def _posterior(table: Table, keep_outliers: bool, fitted: LawFit) -> Posterior | str:
     """The posterior behind `plan` and `ladder fit`; or why it names no best size."""
     from isoflop.fit.posterior import posterior_of_runs
 
     C, N, D, L = table.arrays
     try:
-        found = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers, labels=table.labels)
+        left_out = fitted.left_out or None
+        found = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers, labels=table.labels, left_out=left_out)
     except ValueError as error:
         return str(error)
     return found.towards(AHEAD * found.largest)
@@ -274,8 +300,8 @@ def _number(option: str, text: str) -> float:
         raise ValueError(f"{option}: expected a number, got {text!r}") from None
 
 
-def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
-    """Print a fitted law for people."""
+def print_fit(fitted: LawFit, taken: Mapping[str, str], groups: Mapping[str, str]) -> None:
+    """Print a fitted law for people, its groups by what tells them apart."""
     from rich.text import Text
 
     console = screen()
@@ -289,7 +315,8 @@ def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
         row = (f"{value:.5g}", f"{error:.3g}" if error < WIDEST * abs(value) else "", f"{low:.4g} … {high:.4g}")
         if not high < float("inf"):
             row = ("not determined", "", "") if name in fitted.undetermined else (row[0], "unknown", "unknown")
-        table.add_row(name, *row)
+        constant, _, mine = name.partition("[")
+        table.add_row(f"{constant}[{groups[mine[:-1]]}]" if mine else name, *row)
     console.print(table)
     off = sorted(abs(residual) for residual in fitted.residuals)
     free = len(fitted.parameters)

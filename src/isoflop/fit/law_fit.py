@@ -1,11 +1,9 @@
-"""Fit a law to finished runs, the global optimum of Huber's loss on ln L, with its uncertainty; compare groups of runs.
+"""Fit a law to finished runs, the global optimum of Huber's loss on ln L, with its uncertainty.
 
 One pipeline for every law: the runs as a problem (`problem`), priors (`prior`), the optimum (`search`),
 draws and what the runs do not tell (`uncertainty`). Only residuals and their derivatives depend on the form.
 
-Each group has constants of its own in one fitted law (`fit_law(groups=…)`). At a budget C that the runs of all groups
-reach, group g has the loss L_g(C) = min L_g(N, D) where C = 6·N·D, and reaches the least loss of all at C_g: C_g/C is
-what it costs to be in that group. Both are computed draw by draw, so differences can be sure while intervals overlap.
+Groups of runs may have constants of their own in one fitted law (`fit_law(groups=…)`): `isoflop.fit.groups`.
 """
 
 from __future__ import annotations
@@ -32,7 +30,6 @@ from isoflop.fit.robust import (
     describe_together,
     explaining,
     far_runs,
-    kept_rows,
     misfit_of,
     outlying,
     scatter,
@@ -41,8 +38,7 @@ from isoflop.fit.robust import (
 from isoflop.fit.runs import Runs, check_runs
 from isoflop.fit.search import BOUNDS, Objective, Optimum, optimum
 from isoflop.fit.uncertainty import Gap, Progress, Unknown, draw, influence, nothing, too_few, unknown
-from isoflop.laws.forms import FORMS, HOFFMANN, TRAINING_FLOPS, Convention, Law
-from isoflop.laws.optimum import Cost, hoffmann_at_budget, hoffmann_at_reducible
+from isoflop.laws.forms import FORMS, TRAINING_FLOPS, Convention, Law
 from isoflop.laws.quantities import interval
 from isoflop.logs.files import cell_number
 from isoflop.logs.names import EPOCHS, UNIQUE, fact_of
@@ -191,7 +187,10 @@ def fit_law(
 
     repeats = _repeats(runs, labels or {})
     kinds = {name: cells for name, cells in (labels or {}).items() if name not in repeats}
-    kept, best, left_out, common = _without_outliers(runs, best_of, keep_outliers, repeats)
+    if groups is not None and len(set(groups)) > 1:
+        kept, best, left_out, common = _by_group(runs, best_of, keep_outliers, groups)
+    else:
+        kept, best, left_out, common = _without_outliers(runs, best_of, keep_outliers, repeats)
     if apart := describe_apart(left_out, kinds, *_quantities(runs)):
         kept, best, left_out, common = *_without_outliers(runs, best_of, True, repeats)[:3], apart
     drawn = draw(best, draws if form in TERMS else min(draws, MOST_DRAWS), seed, progress)
@@ -199,15 +198,28 @@ def fit_law(
     called = [f"row {i + 1}" for i in range(len(runs))] if rows is None else rows
     others = {name: [cells[i] for i in np.flatnonzero(kept).tolist()] for name, cells in kinds.items()}
     misfit, poor = _misfit(fitted.residuals, runs.taken(kept), best, others)
-    told = (describe_outliers(left_out, called),) if left_out else (common,) if common else ()
+    told: tuple[str, ...] = (describe_outliers(left_out, called),) if left_out else (common,) if common else ()
+    mine = None if groups is None else [groups[i] for i in np.flatnonzero(kept)]
+    told += _above_the_lowest(fitted, runs.loss[kept], mine)
     warnings = (*fitted.warnings, *told, *([poor] if poor else []))
     return replace(fitted, left_out=left_out, misfit=misfit, poor=poor, warnings=warnings)
 
 
+def _above_the_lowest(fitted: LawFit, loss: Array, groups: Sequence[str] | None) -> tuple[str, ...]:
+    """That an irreducible loss lies above a loss that runs [n] reached, which no law that describes them has."""
+    said = []
+    for name in sorted(set(fitted.parameters) - fitted.undetermined):
+        mine = loss if groups is None or name == "E" else loss[[name == f"E[{group}]" for group in groups]]
+        if is_of("E", name) and mine.size and mine.min() < fitted.parameters[name]:
+            said.append(
+                f"{name} = {fitted.parameters[name]:.4g}, the least loss that the law allows, lies above a "
+                f"measured one, {mine.min():.4g}: the law does not describe the runs near their optimum"
+            )
+    return tuple(said)
+
+
 ROUNDS = 4
 """Of leaving outliers out and fitting again."""
-SEEN_ALONE = 4
-"""Runs per constant from which on a law does not bend through an outlier; below, the prior of laws shows it, too."""
 
 
 def _repeats(runs: Runs, labels: Mapping[str, Sequence[str]]) -> dict[str, Array]:
@@ -226,20 +238,35 @@ def _repeats(runs: Runs, labels: Mapping[str, Sequence[str]]) -> dict[str, Array
 
 
 def _without_outliers(
-    runs: Runs, best_of: Callable[[NDArray[np.bool_]], Optimum], keep: bool, repeats: Mapping[str, Array]
+    runs: Runs,
+    best_of: Callable[[NDArray[np.bool_]], Optimum],
+    keep: bool,
+    repeats: Mapping[str, Array],
+    among: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.bool_], Optimum, tuple[Outlier, ...], str]:
-    """Which runs the fit keeps [n], their optimum, the others; and a warning where these have repeats in common."""
-    everything = np.ones(len(runs), dtype=bool)
+    """Which runs the fit keeps [n], their optimum, the others; and a warning where these have repeats in common.
+
+    Runs of N and D are held to the posterior's law, then all to the law that is fitted. `among`: those looked at.
+    """
+    everything = np.ones(len(runs), dtype=bool) if among is None else among
     whole = best = best_of(everything)
     kept, found = everything, list[Outlier]()
     if keep:
         return everything, whole, (), ""
-    if len(runs) < SEEN_ALONE * best.constants and {*runs.variables} == {"N", "D"}:
-        N, D = runs.variables["N"], runs.variables["D"]
-        if found := [*outliers_of(N, D, TRAINING_FLOPS * N * D, runs.loss)]:
-            kept = ~np.isin(np.arange(len(runs)), [run.row for run in found])
+    if {*runs.variables} == {"N", "D"}:
+        rows = np.flatnonzero(everything)
+        N, D = runs.variables["N"][rows], runs.variables["D"][rows]
+        found = [
+            replace(run, row=int(rows[run.row])) for run in outliers_of(N, D, TRAINING_FLOPS * N * D, runs.loss[rows])
+        ]
+        far = np.isin(np.arange(len(runs)), [run.row for run in found])
+        if name := together(far, repeats):
+            return everything, whole, (), describe_together(len(found), name)
+        if found:
+            kept = everything & ~far
             best = best_of(kept)
-    for _ in range(ROUNDS if len(runs) >= 2 * best.constants else 0):
+    first = kept, best, tuple(found), ""
+    for _ in range(ROUNDS if everything.sum() >= 2 * best.constants else 0):
         residuals = best.objective.problem.residuals(best.theta[None])[0]
         out = outlying(residuals, scatter(residuals, best.constants))
         if not out.any():
@@ -249,8 +276,8 @@ def _without_outliers(
             Outlier(int(i), float(runs.loss[i]), float(runs.loss[i] * np.exp(r)))
             for i, r in zip(rows, residuals[out], strict=True)
         ]
-        if len(found) > MOST * len(runs):
-            return everything, whole, (), ""
+        if len(found) > MOST * everything.sum():
+            return first
         far = np.isin(np.arange(len(runs)), [run.row for run in found])
         if name := together(far, repeats):
             return everything, whole, (), describe_together(len(found), name)
@@ -258,6 +285,16 @@ def _without_outliers(
         kept[rows] = False
         best = best_of(kept)
     return kept, best, tuple(sorted(found, key=lambda run: run.row)), ""
+
+
+def _by_group(
+    runs: Runs, best_of: Callable[[NDArray[np.bool_]], Optimum], keep: bool, groups: Sequence[str]
+) -> tuple[NDArray[np.bool_], Optimum, tuple[Outlier, ...], str]:
+    """The same of each group by itself, as a fit to it alone leaves them out."""
+    label = np.array(groups)
+    parts = [_without_outliers(runs, best_of, keep, {}, label == name) for name in dict.fromkeys(groups)]
+    kept = np.any([part[0] for part in parts], axis=0)
+    return kept, best_of(kept), tuple(sorted((run for part in parts for run in part[2]), key=lambda run: run.row)), ""
 
 
 def _misfit(
@@ -313,116 +350,3 @@ def _result(runs: Runs, best: Optimum, drawn: Array, level: float, convention: C
         draws=spread,
         influence=partial(influence, best, drawn),
     )
-
-
-COST = Cost(TRAINING_FLOPS, 0.0)
-
-
-@dataclass(frozen=True)
-class GroupAt:
-    """A group at one budget.
-
-    Attributes:
-        group: its label.
-        N, D: parameters and tokens of its least loss at the budget.
-        loss, loss_interval: that loss, nats per token.
-        above, above_interval: that loss less the least of all groups', nats per token.
-        factor, factor_interval: compute that it takes for that least loss, over the budget; infinite: it never does.
-    """
-
-    group: str
-    N: float
-    D: float
-    loss: float
-    loss_interval: tuple[float, float]
-    above: float
-    above_interval: tuple[float, float]
-    factor: float
-    factor_interval: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Groups at a budget C that the runs of all of them reach, the least loss first."""
-
-    C: float
-    level: float
-    rows: tuple[GroupAt, ...]
-
-    @property
-    def sentence(self) -> str:
-        """Which group has the least loss, and whether that is sure."""
-        best, *others = self.rows
-        unsure = [row.group for row in others if row.above_interval[0] <= 0]
-        if unsure:
-            return f"{best.group} has the least loss, but at {self.level:.0%} {', '.join(unsure)} may have it"
-        return f"{best.group} has the least loss: at {self.level:.0%} each difference from it excludes 0"
-
-
-def groups_at_equal_compute(
-    fitted: LawFit, groups: Sequence[str], columns: Mapping[str, Sequence[float]]
-) -> Groups | str:
-    """Compare groups of runs at the largest compute that all of them reach.
-
-    Args:
-        fitted: L(N,D) = E + A/N^α + B/D^β, fitted with `groups`.
-        groups: the label of each run [n], outliers among them.
-        columns: "N" and "D" of these.
-
-    Returns:
-        The groups; or why they can't be compared.
-    """
-    if fitted.law.form.name != HOFFMANN.name:
-        return "only Hoffmann's law has a best size at a budget"
-    if fitted.law.draws is None or fitted.undetermined:
-        return "the runs leave the groups' laws open"
-    kept = kept_rows(len(groups), fitted.left_out)
-    label, flops = np.asarray(groups)[kept], TRAINING_FLOPS * np.multiply(columns["N"], columns["D"])[kept]
-    names = list(dict.fromkeys(label.tolist()))
-    C = min(float(flops[label == name].max()) for name in names)
-    if max(float(flops[label == name].min()) for name in names) > C:
-        return "their runs have no compute in common"
-    laws = {name: _constants(fitted, name) for name in names}
-    sizes = {name: hoffmann_at_budget(law, C, COST) for name, law in laws.items()}
-    losses = {name: HOFFMANN.at({"N": n, "D": d}, laws[name]) for name, (n, d) in sizes.items()}
-    if not all(np.isfinite(values[0]) for values in losses.values()):
-        return "a group's law has no best size: its exponents or constants are not positive"
-    free = len(label) - len(fitted.parameters)
-    if free < 1:
-        return "as many constants as runs"
-    few = (len(label) / free) ** 0.5
-    order = sorted(names, key=lambda name: float(losses[name][0]))
-    found = []
-    for name in order:
-        n, d = hoffmann_at_reducible(laws[name], losses[order[0]] - laws[name]["E"], COST)
-        loss, above, factor = losses[name], losses[name] - losses[order[0]], TRAINING_FLOPS * n * d / C
-        (best_n, best_d), span = sizes[name], partial(_widened, few=few, level=fitted.level)
-        found.append(
-            GroupAt(
-                name, float(best_n[0]), float(best_d[0]),
-                float(loss[0]), span(loss),
-                float(above[0]), span(above),
-                float(factor[0]), span(factor),
-            )
-        )  # fmt: skip
-    return Groups(C, fitted.level, tuple(found))
-
-
-def _widened(values: Array, few: float, level: float) -> tuple[float, float]:
-    """The interval of draws [1 + draws], `few` times as far from the first value, which is the estimate.
-
-    Resampled residuals scatter by (n − p)/n of the noise's variance where p constants were fitted to n runs.
-    """
-    low, high = interval(values[1:], level)
-    if not np.isfinite(values[0]):  # it never reaches the loss
-        return low, high
-    return float(values[0] + few * (low - values[0])), float(values[0] + few * (high - values[0]))
-
-
-def _constants(fitted: LawFit, group: str) -> Mapping[str, Array]:
-    """The constants of a group's law and of its draws [1 + draws]."""
-    found = {}
-    for constant in fitted.law.form.constants:
-        name = f"{constant}[{group}]" if f"{constant}[{group}]" in fitted.parameters else constant
-        found[constant] = np.concatenate([[fitted.parameters[name]], fitted.draws[name]])
-    return found

@@ -32,7 +32,7 @@ from isoflop.fit.law_fit import fit_law
 from isoflop.fit.optimal_line import Interval, Minimum
 from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.profiles import profile_minima
-from isoflop.fit.robust import POOR, describe_misfit, describe_outliers, explaining, far_runs, kept_rows
+from isoflop.fit.robust import describe_misfit, describe_outliers, explaining, far_runs, kept_rows, scatter
 from isoflop.fit.runs import check_runs, describe_rate, implausible
 from isoflop.fit.trust import LeftOut, describe_open, trust_of
 from isoflop.laws import quantities as check
@@ -106,7 +106,7 @@ def expected_loss(
         losses = own.run_losses(N, D)
         losses = np.exp(losses + wide * np.random.default_rng(1).standard_normal(len(losses)))
         said = "the loss is that of the law of all own runs; it knows no change of recipe"
-        return float(np.median(losses)), interval(losses, level), said
+        return float(np.exp(np.median(own.losses(N, D)))), interval(losses, level), said
     if why := published(REFERENCE).out_of_reach(6 * N * D):
         return None, None, why
     law, others = published(REFERENCE).law, [published(name).law for name in OTHERS]
@@ -307,30 +307,39 @@ def _by_runs(
     labels = [f"row {i + 1}" for i in range(len(N))] if called is None else called
     if (odd := implausible(C, N, D)).size:
         raise ValueError(describe_rate(C, N, D, int(odd[0]), labels))
-    posterior = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers, labels=kinds).towards(question.flops)
     fitted = None
     with suppress(ValueError):
         columns = {"N": N, "D": D, "loss": L}
         fitted = fit_law(
             "hoffmann", columns, draws=40, convention=convention, keep_outliers=keep_outliers, labels=kinds
         )
+    left_out = fitted.left_out if fitted is not None and fitted.left_out else None
+    posterior = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers, labels=kinds, left_out=left_out)
+    posterior = posterior.towards(question.flops)
     trust = trust_of((C, N, D, L), None, posterior, asked=question.flops)
     kept = kept_rows(len(N), posterior.left_out)
     C, N, D, L = C[kept], N[kept], D[kept], L[kept]
     kinds = {name: [cells[i] for i in kept.tolist()] for name, cells in kinds.items()}
-    poor = not trust.describes
-    why = fitted.poor if fitted is not None else ""
-    if posterior.misfit is not None and posterior.misfit > max(POOR, (fitted and fitted.misfit) or 0.0):
+    poor, why = not trust.describes, ""
+    if poor or (fitted is not None and fitted.poor):
         residuals, slopes = posterior.residuals(N, D, L)
         explain = explaining(residuals, slopes, kinds, (N, D, C, D / N))
-        why = describe_misfit(float(np.median(posterior.noise)), posterior.misfit, explain, far_runs(residuals, N, D))
+        spread, ratio = float(np.median(posterior.noise)), posterior.misfit or 0.0
+        if fitted is not None and not poor:
+            spread, ratio = scatter(fitted.residuals, len(fitted.parameters)), fitted.misfit or 0.0
+        why = describe_misfit(spread, ratio, explain, far_runs(residuals, N, D))
+        if not poor and not explain:
+            why = (
+                f"approach 3, raw, is Hoffmann's law alone, which your runs miss by {spread:.1%}, {ratio:.0f} times "
+                "what seeds give, most of it far from the optimum; the size and the loss above do not rest on it"
+            )
     rate = posterior.flops_per_param_token(question.flops)
     found = None
     with nullcontext() if budgets is not None else suppress(ValueError):  # the runs may share no budgets
         found = profile_minima(C, N, D, L, budgets=budgets)
     own_rows = own_fits(question, C, N, D, L, rate, convention, fitted, budgets)
     line: PriorLine | Posterior = posterior
-    doubts, method = trust.doubts, _method(posterior, question.flops)
+    doubts, method = trust.doubts, _method(posterior, question.flops, question.level)
     if (short := understated(C, N, D)).any():
         doubts += (f"C of {short.sum()} of your runs is less than the 6·N·D that training takes",)
     if poor:
@@ -360,14 +369,16 @@ def _by_runs(
     )
 
 
-def _method(posterior: Posterior, C: float) -> str:
-    log_N, sd = posterior.at(posterior.largest)
-    line, N = posterior.line(posterior.largest), np.exp(log_N)
-    a, ratio, factor = posterior.exponents(C), float(line.tokens(N)) / N, np.exp(2 * sd)
+def _method(posterior: Posterior, C: float, level: float) -> str:
+    """Whose the answer is: tokens per parameter at the largest run, and the exponent from there on."""
+    line, log_N = posterior.line(posterior.largest), posterior.log_sizes(posterior.largest)
+    ratios, a = np.exp(np.log(line.tokens(np.exp(log_N))) - log_N), posterior.exponents(C)
+    ends = "({:.3g} to {:.3g})".format(*interval(ratios, level))
+    between = "({:.2f} to {:.2f})".format(*interval(a, level))
     return (
-        f"your own {posterior.n} run{'s' if posterior.n > 1 else ''}, shrunk towards what others showed: "
-        f"D/N = {ratio:.3g} ({ratio / factor:.3g} to {ratio * factor:.3g}) at {posterior.largest:.3g} FLOPs, "
-        f"a = {np.median(a):.2f} ± {a.std():.2f} from there on (others: {_describe(PriorLine())})"
+        f"your own {posterior.n} run{'s' if posterior.n > 1 else ''}, shrunk towards what others showed: D/N = "
+        f"{np.median(ratios):.3g} {ends} at {posterior.largest:.3g} FLOPs, a = {np.median(a):.2f} {between} from there "
+        f"on, at {level:.0%} (others, ± one standard deviation: {_describe(PriorLine())})"
     )
 
 
@@ -462,10 +473,10 @@ def _answer(question: Question, source: _Source) -> Plan:
         notes += (said,)
         if L is not None and between is not None:
             known["loss"], intervals = L, {**(intervals or {}), "loss": between}
-    if not BUDGETS[0] <= question.flops <= BUDGETS[1]:
+    if not BUDGETS[0] <= question.flops <= BUDGETS[1] and source.own is None:
         notes += (
-            f"no law was fitted to runs of about {question.flops:.2g} FLOPs, and all of these lie out of their range: "
-            "is the budget in FLOPs?",
+            f"no published law was fitted to runs of about {question.flops:.2g} FLOPs: what they say here is far "
+            "outside their range",
         )
     counted = counted_otherwise(found.N, found.D, found.convention)
     if not counted and found.convention != "unknown":

@@ -66,7 +66,8 @@ def headline(study: Study, held: Extrapolation | str) -> Headline:
     if study.law is None or study.scatter is None:
         return Headline((*_no_law(study), *_under_way(study.curves)))
     N, D, L = (study.columns[name] for name in ("N", "D", "loss"))
-    own = posterior_of_runs(N, D, study.C, L, labels=kinds_of(study.counted))
+    left_out = (study.fit.left_out if study.fit is not None else ()) or None
+    own = posterior_of_runs(N, D, study.C, L, labels=kinds_of(study.counted), left_out=left_out)
     trust = trust_of((study.C, N, D, L), study.fit, own, held=held)
     sure, unsure = [], []
     half, nine = (f"{off:.2%}" for off in study.scatter)
