@@ -199,7 +199,7 @@ def fit_law(
     others = {name: [cells[i] for i in np.flatnonzero(kept).tolist()] for name, cells in kinds.items()}
     misfit, poor = _misfit(fitted.residuals, runs.taken(kept), best, others)
     told: tuple[str, ...] = (describe_outliers(left_out, called),) if left_out else (common,) if common else ()
-    mine = None if groups is None else [groups[i] for i in np.flatnonzero(kept)]
+    mine = None if groups is None else [groups[i] for i in np.flatnonzero(kept).tolist()]
     told += _above_the_lowest(fitted, runs.loss[kept], mine)
     warnings = (*fitted.warnings, *told, *([poor] if poor else []))
     return replace(fitted, left_out=left_out, misfit=misfit, poor=poor, warnings=warnings)
