@@ -248,7 +248,7 @@ def test_a_plan_says_what_it_costs_and_whether_it_buys_a_size():
     arguments = ["ladder", "plan", "--flops", "1e21", "--devices", "8xH100", "--price", "3"]
     _, said, _ = isoflop(*arguments)
     text = " ".join(said.split())
-    assert "the ladder buys little or nothing in size" in text and "no run: × or ÷ 1.33" in text
+    assert "the ladder buys little or nothing in size" in text and "published alone: × or ÷ 1.33" in text
     assert re.search(
         r"cost: [\d.]+ GPU-hours, \$[\d.]+ \(NVIDIA H100.*hours where all 8 are busy; the dearest run", text
     )

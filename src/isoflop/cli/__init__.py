@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -98,7 +99,11 @@ class Once(TyperCommand):
             one_value = parameter.param_type_name == "option" and not (parameter.multiple or parameter.is_flag)  # type: ignore[attr-defined]
             if times > 1 and one_value:
                 ctx.fail(f"{parameter.opts[0]} is given {times} times: expected it once")
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = re.sub(r"^Input should be (a valid )?", "expected ", error.message)
+            raise
 
 
 def _with_nouns(command: Any) -> Any:

@@ -26,8 +26,30 @@ def number(unit: str, text: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, metavar=unit, parser=amount, help=text, **more)
 
 
+def share(least: float, most: float, expected: str) -> Any:
+    """The parser of an option between two numbers, refused in words of its own."""
+
+    def parsed(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise typer.BadParameter(f"expected {expected}; got {text}.")
+        return value
+
+    return parsed
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-Level = Annotated[float, typer.Option(min=0.01, max=0.999, help="Level of the intervals, such as 0.8.")]
+Level = Annotated[
+    float,
+    typer.Option(
+        metavar="LEVEL",
+        parser=share(0.01, 0.999, "a level from 0.01 to 0.999, such as 0.8 for 80% intervals"),
+        help="Level of the intervals, such as 0.8.",
+    ),
+]
 Where = Annotated[
     list[str] | None,
     typer.Option(help="Rows to take: 'epoch_outlier==0 and N>1e8' (column, comparison, value). Repeatable: all hold."),
@@ -289,7 +311,11 @@ def devices_of(text: str) -> tuple[int, str]:
 Gpu = Annotated[str | None, typer.Option(help="Device, such as h100: its dense 16-bit peak is looked up.")]
 Mfu = Annotated[
     float | None,
-    typer.Option(min=0.001, max=1.0, help=f"Share of the peak that training reaches; {USUAL_MFU:g} unless given."),
+    typer.Option(
+        metavar="SHARE",
+        parser=share(0.001, 1.0, "a share of the peak from 0.001 to 1, such as 0.4 for 40%"),
+        help=f"Share of the peak that training reaches; {USUAL_MFU:g} unless given.",
+    ),
 ]
 PeakRate = Annotated[
     float | None,

@@ -16,6 +16,7 @@ from isoflop.console import picked, print_json, reported, say, tell
 
 if TYPE_CHECKING:
     from isoflop.fit.options import Compared, OptionComparison, Price
+    from isoflop.fit.trust import Trust
     from isoflop.laws.papers import Published
 
 
@@ -80,14 +81,14 @@ def compare(
                     keep_outliers=keep_outliers,
                     labels=table.labels,
                 )
-            left_out = fitted.left_out if fitted is not None and fitted.left_out else None
-            chosen = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers, labels=table.labels, left_out=left_out)
+            left_out = () if keep_outliers else (fitted.left_out if fitted is not None else ()) or None
+            chosen = posterior_of_runs(N, D, C, L, labels=table.labels, left_out=left_out)
             asked = max(chosen.flops(option.N, option.D) for option in map(parse_option, options))
             trust = trust_of(table.arrays, None, chosen, asked=asked)
             warnings = (
                 *trust.doubts,
                 *table.unlike,
-                *(fitted.warnings if fitted is not None else ()),
+                *(text for text in (fitted.warnings if fitted is not None else ()) if not _of_form(text, trust)),
                 *describe_open(chosen, fitted is not None and not fitted.undetermined),
             )
         compared = compare_options(
@@ -98,10 +99,15 @@ def compare(
     if as_json:
         print_json({**as_object(compared, cost), "warnings": list(warnings)})
     else:
-        _print(compared, cost)
+        _print(compared, cost, own is not None)
         if own is None:
             tokenizer = f" ({chosen.tokenizer})" if chosen.tokenizer else ""
             say(f"losses are those of that paper's corpus and tokenizer{tokenizer}; on yours all of them may shift")
+
+
+def _of_form(text: str, trust: Trust) -> bool:
+    """Whether a warning is about Hoffmann's form alone, where the law that answers describes the runs."""
+    return trust.describes and "does not describe" in text and "lie together" not in text
 
 
 def as_object(compared: OptionComparison, cost: Price | None = None) -> dict[str, Any]:
@@ -129,8 +135,10 @@ def _priced(row: Compared, flops: float | None = None) -> float:
     return trained * (1 if flops is None else flops / row.flops)
 
 
-def _print(compared: OptionComparison, cost: Price | None) -> None:
+def _print(compared: OptionComparison, cost: Price | None, own: bool) -> None:
     from isoflop.fit.options import aligned
+    from isoflop.ladder.recipe import flops_with_attention
+    from isoflop.laws.forms import TRAINING_FLOPS
 
     typer.echo("\n".join(aligned(compared.cells())))
     if cost is not None:
@@ -154,6 +162,12 @@ def _print(compared: OptionComparison, cost: Price | None) -> None:
         "over optimum: loss above that of the optimum at the compute of one run; compute: that of one run"
         + (", serving included," if compared.rows[0].serving_flops else "")
         + " over the least that reaches its loss"
+    )
+    row = max(compared.rows, key=lambda each: each.flops)
+    more = flops_with_attention(row.option.N, row.option.D) / (TRAINING_FLOPS * row.option.N * row.option.D) - 1
+    say(
+        f"FLOPs: {'as your own runs count them' if own else '6·N·D'}; attention, which `isoflop plan` takes from the "
+        f"budget, is not in 6·N·D: {more:.0%} of it for {row.option} in Llama's shape"
     )
     say(f"by: {compared.law}")
 

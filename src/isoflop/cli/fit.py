@@ -224,8 +224,8 @@ def _posterior(table: Table, keep_outliers: bool, fitted: LawFit) -> Posterior |
 
     C, N, D, L = table.arrays
     try:
-        left_out = fitted.left_out or None
-        found = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers, labels=table.labels, left_out=left_out)
+        left_out = () if keep_outliers else fitted.left_out or None
+        found = posterior_of_runs(N, D, C, L, labels=table.labels, left_out=left_out)
     except ValueError as error:
         return str(error)
     return found.towards(AHEAD * found.largest)

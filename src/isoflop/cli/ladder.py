@@ -106,7 +106,12 @@ def plan(
     lr_rule: Annotated[str, typer.Option(help="auto, width, steplaw, deepseek or porian.")] = "auto",
     batch_rule: Annotated[str, typer.Option(help="auto, steplaw, deepseek or porian.")] = "auto",
     history: Annotated[
-        list[Path] | None, typer.Option(help="Records of finished runs that the design counts on. Repeatable.")
+        list[Path] | None,
+        typer.Option(
+            "--history",
+            "--runs",
+            help="Finished runs that the design counts on: records, or a table (as --runs of `plan`).",
+        ),
     ] = None,
     devices: common.Devices = None,
     max_hours: common.MaxHours = None,
@@ -269,6 +274,8 @@ def _warn(console: Console, text: object) -> None:
 
 def print_plan(plan: LadderPlan) -> None:
     """Print a plan for people; at most 80 columns."""
+    from isoflop.ladder.planning import MOST_HISTORY
+
     console = screen()
     top = max(run.flops for run in plan.runs)
     sizes = len({run.parameters[plan.convention] for run in plan.runs})
@@ -311,10 +318,12 @@ def print_plan(plan: LadderPlan) -> None:
         even, known = (None if high is None else write(high / e.estimate) for high in (e.even_high, e.known_high))
         text = f"  {text} {write(e.high / e.estimate)}{ends}" + (f"   an even grid: {even}" if even else "")
         if name == "loss_relative":
-            text += "   no run: unknown" + (f" (on Chinchilla's data {known})" if known else "")
+            text += "   published alone: unknown" + (f" (on Chinchilla's data {known})" if known else "")
         elif known:
-            text += f"   no run: {known}"
+            text += f"   published alone: {known}"
         _sentence(console, text)
+    if plan.history_runs:
+        _sentence(console, f"  these count on {plan.history_runs:,} finished runs of --history, {MOST_HISTORY} at most")
     _sentence(console, "N counts all parameters but the embeddings, with the head; batch in tokens. By:")
     for what, rule in plan.rules.items():
         _sentence(console, f"  {what.replace('_', ' ')}: {rule}")

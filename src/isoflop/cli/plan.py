@@ -107,6 +107,7 @@ def plan(
             top_k=top_k,
             convention=answer.convention,
             rate=answer.flops / (answer.N * answer.D) if runs else TRAINING_FLOPS,
+            devices=count,
             **({} if own is None else _own_settings(own, answer)),
         )
         if recipe is not None and max_hours is not None and recipe.flops > (1 + 1e-3) * allowed:
@@ -188,6 +189,7 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
     sizes = ends((answer.intervals or {}).get("N"), short)
     if not low <= recipe.counted <= high:
         sizes = f" (without attention {short(answer.N)}{sizes})"
+    sizes += f" at {answer.level:.0%}" if sizes and answer.level else ""
     if answer.convention in COUNTED_AS:
         counted = f"{short(recipe.counted)} parameters {COUNTED_AS[answer.convention]}"
         size = f"{counted}{sizes}, {short(recipe.N)} with the head"
@@ -208,9 +210,9 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
         "size": size,
         "data": f"{short(recipe.tokens)} tokens, {short(recipe.tokens / recipe.N)} per parameter{epochs}",
         "batch": f"{short(recipe.batch)} tokens, {recipe.batch // shape.family.sequence_length:,} sequences of "
-        f"{shape.family.sequence_length:,} ({_own(recipe.own_batches, short)}published rules: "
-        f"{short(recipe.batch_range[0])} to {short(recipe.batch_range[1])}{reach})",
-        "rate": "{:.2g} at its peak, {} ({}published rules{}: {:.2g} to {:.2g})".format(
+        f"{shape.family.sequence_length:,} ({_own(recipe.own_batches, short)}weighted mean of published rules, "
+        f"which say {short(recipe.batch_range[0])} to {short(recipe.batch_range[1])}{reach})",
+        "rate": "{:.2g} at its peak, {} ({}weighted mean of published rules{}, which say {:.2g} to {:.2g})".format(
             recipe.rate,
             muon or "AdamW",
             _own(recipe.own_rates, "{:.2g}".format),
@@ -218,8 +220,8 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
             *recipe.rate_range,
         ),
         "steps": f"{recipe.steps:,}, {recipe.warmup:,} linear warm-up; then cosine or linear decay to 0",
-        "decay": f"weight decay λ = {recipe.weight_decay:g}; keep B/(η·λ·D) = {recipe.timescale:.2g} if batch or rate "
-        "change",
+        "decay": f"weight decay λ = {recipe.weight_decay:g}; if batch B or rate η change, keep B/(η·λ·D) = "
+        f"{recipe.timescale:.2g}, the share of the run that AdamW's weights average over",
     }
     loss, between, why = answer.loss_at(recipe.counted, recipe.tokens)
     level = f" at {answer.level:.0%}" if between else ""
@@ -288,11 +290,12 @@ def _print(answer: Plan, cost: Price | None, recipe: TrainingRecipe | None) -> N
 
     if recipe is not None:
         say(
-            "the law's own optimum; the model above is rounded to a real configuration, "
+            "the law's own optimum. The model above is the nearest real configuration, "
             + (
                 f"at the {recipe.flops_per_token / recipe.counted:.2g} FLOPs per parameter and token of your runs:"
                 if recipe.flops_per_token > recipe.shape.flops_per_token
-                else f"and attention takes {recipe.attention:.0%} of its FLOPs:"
+                else f"and has fewer tokens because attention takes {recipe.attention:.0%} of its FLOPs, which 6·N·D "
+                "does not count:"
             ),
             indent=0,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -159,6 +159,10 @@ def line_law(line: PriorLine | Posterior, C: float, convention: Convention) -> L
     )
 
 
+REFERENCE = "chinchilla-refit"
+"""The law by whose runs those of others are judged far, where these do not say which runs they come from."""
+
+
 def other_laws(question: Question, besides: str = "") -> tuple[tuple[Alternative, ...], tuple[str, ...]]:
     """The published laws' answers, 20 tokens per parameter first; and why some have none."""
     prior = line_law(PriorLine(question.flops), question.flops, DEFAULT_N)
@@ -172,7 +176,10 @@ def other_laws(question: Question, besides: str = "") -> tuple[tuple[Alternative
         if name == besides or (question.tokens is not None and not states_loss):
             continue  # where D is fixed so is N: only losses differ
         try:
-            rows.append(alternative(name, law, question, states_loss, note))
+            row = alternative(name, law, question, states_loss, note)
+            each = {REFERENCE, name} & {*published_names()}
+            far = any(published(one).out_of_reach(TRAINING_FLOPS * row.N * row.D) for one in each)
+            rows.append(replace(row, L=None) if far else row)
         except ValueError as error:
             without.append(f"{name} has no answer here: {error}")
     return tuple(rows), tuple(without)

@@ -133,6 +133,8 @@ def _describe(line: PriorLine) -> str:
     )
 
 
+OUTSIDE = 1.1
+"""A factor of D/N beyond the runs' own and the published one from which on an answer is explained."""
 UNUSUAL = 1.5
 """Standard deviations of the prior on ln D/N (D/N below 10 or above 39) beyond which a measured one is doubted."""
 BUDGETS = (1e15, 1e27)
@@ -313,8 +315,8 @@ def _by_runs(
         fitted = fit_law(
             "hoffmann", columns, draws=40, convention=convention, keep_outliers=keep_outliers, labels=kinds
         )
-    left_out = fitted.left_out if fitted is not None and fitted.left_out else None
-    posterior = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers, labels=kinds, left_out=left_out)
+    left_out = () if keep_outliers else (fitted.left_out if fitted is not None else ()) or None
+    posterior = posterior_of_runs(N, D, C, L, labels=kinds, left_out=left_out)
     posterior = posterior.towards(question.flops)
     trust = trust_of((C, N, D, L), None, posterior, asked=question.flops)
     kept = kept_rows(len(N), posterior.left_out)
@@ -362,7 +364,7 @@ def _by_runs(
         notes=(
             *runs.warnings,
             *(found.warnings if found is not None else ()),
-            *_doubts(posterior, convention, labels, why),
+            *_doubts(posterior, question.flops, convention, labels, why),
             *([UNLIKE_ADAM] if known.ratio_sd > RATIO_SD and not poor else []),
             *describe_open(posterior, bool(found and found.minima) or bool(own_rows)),
         ),
@@ -376,7 +378,7 @@ def _method(posterior: Posterior, C: float, level: float) -> str:
     ends = "({:.3g} to {:.3g})".format(*interval(ratios, level))
     between = "({:.2f} to {:.2f})".format(*interval(a, level))
     return (
-        f"your own {posterior.n} run{'s' if posterior.n > 1 else ''}, shrunk towards what others showed: D/N = "
+        f"your own {posterior.n} run{'s' if posterior.n > 1 else ''}, held to what others showed: D/N = "
         f"{np.median(ratios):.3g} {ends} at {posterior.largest:.3g} FLOPs, a = {np.median(a):.2f} {between} from there "
         f"on, at {level:.0%} (others, ± one standard deviation: {_describe(PriorLine())})"
     )
@@ -384,6 +386,7 @@ def _method(posterior: Posterior, C: float, level: float) -> str:
 
 def _doubts(
     posterior: Posterior,
+    C: float,
     convention: Convention,
     called: Sequence[object],
     poor: str,
@@ -407,6 +410,14 @@ def _doubts(
             f"{ratio:.3g} tokens per parameter are unusual: a long warm-up, an untuned rate or an N without the head "
             "shift the optimum of small runs, and such a ratio does not last to larger budgets (Porian et al. 2024): "
             "look at 20 tokens per parameter too",
+        )
+    line = posterior.line(C)
+    at = float(line.tokens(N := np.exp(posterior.at(C)[0])) / N)
+    if not min(ratio, RATIO) / OUTSIDE < at < max(ratio, RATIO) * OUTSIDE:
+        said += (
+            f"D/N at the budget, {at:.3g}, does not lie between your runs' {ratio:.3g} and others' {RATIO:g}: the law "
+            "takes a part of what your runs show for an error that they share, which fades beyond them; raw fits, if "
+            "below, carry them on without that",
         )
     return said
 

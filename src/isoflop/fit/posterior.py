@@ -105,6 +105,7 @@ MANY, CELL = 500, 0.3
 """Runs from which on chains take those near each other as one; how near, in ln N·D, ln D/N and ln of their variance."""
 LEVEL_SD = 3.0
 """Of ln L at the origin about the runs' mean: no information."""
+Seen = tuple[Outlier, ...] | None
 
 
 def misfit(N: Array, D: Array) -> Array:
@@ -257,15 +258,7 @@ class Posterior:
 
 
 def posterior_of_runs(
-    N: Array,
-    D: Array,
-    C: Array,
-    loss: Array,
-    seed: int = 0,
-    *,
-    keep_outliers: bool = False,
-    labels: Labels = None,
-    left_out: tuple[Outlier, ...] | None = None,
+    N: Array, D: Array, C: Array, loss: Array, seed: int = 0, *, left_out: Seen = None, labels: Labels = None
 ) -> Posterior:
     """The posterior of the drifting law, its origin at the largest budget and 20 tokens per parameter.
 
@@ -275,16 +268,14 @@ def posterior_of_runs(
         C: training FLOPs [n].
         loss: nats per token [n].
         seed: of the chains.
-        keep_outliers: use all runs; default: those that lie far off the law are left out (`isoflop.fit.robust`).
+        left_out: those that a fit left out (`LawFit.left_out`); default: those far off the law (`isoflop.fit.robust`).
         labels: other columns of the runs [n]; outliers of a kind that has other runs stay (`Posterior.apart`).
-        left_out: runs that a fit of these left out (`LawFit.left_out`); default: looked for here.
 
     Raises:
         ValueError: no runs, columns of different lengths, values that are not positive and finite.
     """
     N, D, C, loss = columns_of(N=N, D=D, C=C, L=loss)
-    if left_out is None:
-        left_out = () if keep_outliers else outliers_of(N, D, C, loss)
+    left_out = outliers_of(N, D, C, loss) if left_out is None else left_out
     left_out = () if (apart := describe_apart(left_out, labels or {}, N, D, C, D / N)) else left_out
     N, D, C, loss = (column[kept_rows(len(N), left_out)] for column in (N, D, C, loss))
     origin = Origin.of(N, D, C)

@@ -116,6 +116,7 @@ def recipe_of(
     top_k: int = 1,
     convention: Convention = DEFAULT_N,
     rate: float = TRAINING_FLOPS,
+    devices: int = 1,
     own_batches: Ends | None = None,
     own_rates: Ends | None = None,
 ) -> TrainingRecipe | None:
@@ -136,6 +137,7 @@ def recipe_of(
         experts, top_k: experts of each MLP, and how many a token visits, each 1/top_k of the dense MLP wide.
         convention: which parameters N counts; unknown: those with the head.
         rate: C/(N·D) of own runs: where it is more than the configuration's, their models compute more than it shows.
+        devices: over which the sequences of a step are to be split evenly, where these are as many.
         own_batches, own_rates: least and most tokens a step and peak rates of own runs of about this D, this N: what
             the rules say is moved into them.
 
@@ -174,7 +176,8 @@ def recipe_of(
     ruled, batch, peak_lr = batch, _moved_into(own_batches, batch), _moved_into(own_rates, peak_lr)
     length = shape.family.sequence_length
     sequences = max(1, round(batch / length))
-    sequences = max(1, round(sequences / 8)) * 8 if sequences >= 8 else sequences
+    for each_way in (8, devices, math.lcm(8, devices)):  # sequences that fill matrix units, and split over devices
+        sequences = max(1, round(sequences / each_way)) * each_way if sequences >= each_way else sequences
     tokens_a_step = sequences * length
     steps = max(2, round(D / tokens_a_step))
     width, of_width = _expert_width(shape, top_k), (2 if shape.family.gpt2 else 3) * shape.width * shape.depth
