@@ -210,9 +210,9 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
         "size": size,
         "data": f"{short(recipe.tokens)} tokens, {short(recipe.tokens / recipe.N)} per parameter{epochs}",
         "batch": f"{short(recipe.batch)} tokens, {recipe.batch // shape.family.sequence_length:,} sequences of "
-        f"{shape.family.sequence_length:,} ({_own(recipe.own_batches, short)}weighted mean of published rules, "
-        f"which say {short(recipe.batch_range[0])} to {short(recipe.batch_range[1])}{reach})",
-        "rate": "{:.2g} at its peak, {} ({}weighted mean of published rules{}, which say {:.2g} to {:.2g})".format(
+        f"{shape.family.sequence_length:,} ({_own(recipe.own_batches, short)}published rules: "
+        f"{short(recipe.batch_range[0])} to {short(recipe.batch_range[1])}{reach})",
+        "rate": "{:.2g} at its peak, {} ({}published rules{}: {:.2g} to {:.2g})".format(
             recipe.rate,
             muon or "AdamW",
             _own(recipe.own_rates, "{:.2g}".format),
@@ -220,8 +220,8 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
             *recipe.rate_range,
         ),
         "steps": f"{recipe.steps:,}, {recipe.warmup:,} linear warm-up; then cosine or linear decay to 0",
-        "decay": f"weight decay λ = {recipe.weight_decay:g}; if batch B or rate η change, keep B/(η·λ·D) = "
-        f"{recipe.timescale:.2g}, the share of the run that AdamW's weights average over",
+        "decay": f"weight decay λ = {recipe.weight_decay:g}; keep B/(η·λ·D) = {recipe.timescale:.2g} if batch or rate "
+        "change",
     }
     loss, between, why = answer.loss_at(recipe.counted, recipe.tokens)
     level = f" at {answer.level:.0%}" if between else ""
@@ -306,6 +306,11 @@ def _print(answer: Plan, cost: Price | None, recipe: TrainingRecipe | None) -> N
         if each and (sentence := common.describe_cost(cost, each)) is not None:
             say(f"cost: {what}{sentence}")
     say(f"by: {answer.method}")
+    if recipe is not None:
+        say(
+            "batch B and peak rate η: geometric means of published rules (docs/scaling-laws.md), which weigh more the "
+            "nearer their runs are; B/(η·λ·D) is the share of the run that AdamW averages its weights over"
+        )
     for note in answer.notes:
         say(f"note: {note}")
     if answer.alternatives:
