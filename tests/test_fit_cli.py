@@ -393,7 +393,7 @@ def test_groups_are_compared_at_equal_compute(tmp_path: Path) -> None:
     small, large = rows[1:5], rows[17:]
     path.write_text("\n".join([rows[0], *small, *large]))
     shown = run(path, "--group", "optimizer", "--draws", 20).stdout
-    assert "! optimizer: these runs do not tell which group has the least loss at equal compute: " in shown
+    assert "! optimizer: these runs do not show which group has the least loss at equal compute: " in shown
 
 
 def test_files_are_stacked_by_their_own_names_and_units(tmp_path: Path) -> None:

@@ -113,4 +113,4 @@ def test_names_show_where_they_differ(tmp_path: Path) -> None:
         CliRunner().invoke(app, ["fit", str(path), "--group", "config", "--draws", "20"], env={"COLUMNS": "80"}).stdout
     )
     assert "E[tuned/short/const]" in shown and "E[base/short/kaplan]" in shown and "rw/…/standard/val" in shown
-    assert "these runs do not tell the groups apart" in shown and "has the least loss" not in shown
+    assert "these runs do not separate the groups" in shown and "has the least loss" not in shown

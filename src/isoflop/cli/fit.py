@@ -181,7 +181,7 @@ def _print_groups(compared: Groups | str, column: str) -> None:
     from isoflop.laws.frontier import short
 
     if isinstance(compared, str):
-        say(f"! {column}: these runs do not tell which group has the least loss at equal compute: {compared}", indent=2)
+        say(f"! {column}: these runs do not show which group has the least loss at equal compute: {compared}", indent=2)
         return
     names, shared = told_apart([row.group for row in compared.rows])
     heads = (f"{column} {shared}".strip(), f"loss at {compared.C:.3g} FLOPs", "best N", "compute for the least loss")
@@ -193,7 +193,7 @@ def _print_groups(compared: Groups | str, column: str) -> None:
     unsure = [names[i] for i, row in enumerate(compared.rows) if row.group in compared.unsure]
     level, best = f"{compared.level:.0%}", names[0]
     if len(unsure) == len(names) - 1:
-        said = f"these runs do not tell the groups apart: at {level} each of them may have the least loss"
+        said = f"these runs do not separate the groups: at {level} each of them may have the least loss"
     elif unsure:
         said = f"the least loss has {best} or, at {level}, {' or '.join(unsure)}; the others have a higher one"
     else:

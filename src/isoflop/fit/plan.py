@@ -333,7 +333,7 @@ def _by_runs(
         if not poor and not explain:
             why = (
                 f"approach 3, raw, is Hoffmann's law alone, which your runs miss by {spread:.1%}, {ratio:.0f} times "
-                "what seeds give, most of it far from the optimum; the size and the loss above do not rest on it"
+                "what seeds give, most of it far from the optimum; the size and the loss above do not depend on it"
             )
     rate = posterior.flops_per_param_token(question.flops)
     found = None
