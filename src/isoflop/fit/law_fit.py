@@ -181,8 +181,11 @@ def fit_law(
 
     def best_of(kept: NDArray[np.bool_]) -> Optimum:
         mine = None if groups is None else [group for group, keeps in zip(groups, kept, strict=True) if keeps]
-        problem = problem_of(FORMS[form], runs.taken(kept), fixed or {}, mine, own)
-        objective = Objective(problem, runs.weights[kept], width, prior_of(problem, priors or {}))
+        others = tuple(f"[{group}]" for group in {*(groups or ())} - {*(mine or ())})
+        held = {name: value for name, value in (fixed or {}).items() if not name.endswith(others)}
+        known = {name: prior for name, prior in (priors or {}).items() if not name.endswith(others)}
+        problem = problem_of(FORMS[form], runs.taken(kept), held, mine, own)
+        objective = Objective(problem, runs.weights[kept], width, prior_of(problem, known))
         return optimum(objective, absolute=absolute)
 
     repeats = _repeats(runs, labels or {})
