@@ -133,7 +133,7 @@ def rank(
         str | None,
         typer.Option(
             help="Loss of records: `train`, eval/<name>, or names joined: eval/val=eval/valid,…; by default an "
-            "evaluation's where all runs are finished and have it, else the training loss."
+            "evaluation's where no run is under way and all have it, else the training loss."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -153,7 +153,7 @@ def rank(
             raise ValueError(f"--at: expected a fraction between 0 and 1, such as 0.25; got {at}")
         given = read(runs)
         if loss is None:
-            over = at is None and not given.published and not any(map(unfinished, given.records))
+            over = at is None and not given.published and all(run.status != "running" for run in given.records)
             loss = common_loss(given.records) if over else "train"
         given.records, of_all = joined(given.records, loss)
         loss = of_all or "train"
@@ -371,9 +371,10 @@ def _print_ranking(ranking: Ranking, open_end: Collection[str], loss: str) -> No
         names, each = ", ".join(ranking.can_stop), "it does" if len(ranking.can_stop) == 1 else "each of them does"
         console.print(f"Can stop: {names}. With {ranking.sure:.0%} or more {each} not end among the {best}.")
     elif all(run.finished or run.stopped for run in ranking.runs):
-        stopped = any(run.stopped for run in ranking.runs)
+        stopped = bool(ranking.silent) or any(run.stopped for run in ranking.runs)
         text = "None of them is under way." if stopped else "All of them are finished."
-        console.print(text if ranking.runs else "No run has a forecast.")
+        if not (ranking.runs and open_end):
+            console.print(text if ranking.runs else "No run has a forecast.")
     else:
         console.print(f"None can stop: none is {ranking.sure:.0%} sure not to end among the {best}.")
 

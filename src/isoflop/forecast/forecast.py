@@ -112,7 +112,7 @@ class Refusal(str, Enum):
     )
     TOO_WIDE = (
         "interval too wide",
-        "Its 80% interval would be ±{half:.1%} of the loss: too wide to show, which is beyond ±{most:.1%}.",
+        "Its 80% interval would be ±{half:.1%} of the loss: one up to ±{most:.1%} is shown.",
         True,
     )
     LR_UNKNOWN = "learning rate unknown", "The learning rate to come is unknown: {why}. Pass {remedy}."

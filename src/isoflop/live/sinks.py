@@ -294,7 +294,7 @@ RATE = {Reason.RATE_HIGH, Reason.RATE_LOW, Reason.SCHEDULE, Reason.DECAY_HIGH}
 CURVE = {Reason.DIVERGING, Reason.OFF_CURVE, Reason.RESUMED, Reason.PLATEAU, Reason.UNFALLEN, Reason.UNCHANGED}
 RISES = {Reason.DIVERGING, Reason.OFF_CURVE, Reason.RESUMED}
 """Advice that stands where the run ended above its best."""
-LOSS = CURVE | {Reason.OVERFITTING, Reason.BELOW_CURVE, Reason.TOO_LOW}
+LOSS = CURVE | {Reason.RATE_HIGH, Reason.OVERFITTING, Reason.BELOW_CURVE, Reason.TOO_LOW}
 """Advice that holds beside which the learning rate, or the loss, is not called fine."""
 MOST_SPENT = 8
 """Numbers in the line of a run's end."""
