@@ -318,13 +318,10 @@ def print_fit(fitted: LawFit, taken: Mapping[str, str], groups: Mapping[str, str
         constant, _, mine = name.partition("[")
         table.add_row(f"{constant}[{groups[mine[:-1]]}]" if mine else name, *row)
     console.print(table)
-    off = sorted(abs(residual) for residual in fitted.residuals)
+    half, nine = fitted.distances
     free = len(fitted.parameters)
     loss = "Σ|ln L̂ − ln L|" if fitted.delta == 0 else f"Σ Huber(ln L̂ − ln L), δ = {fitted.delta:g}"
-    within = (
-        f"half of the runs within {off[len(off) // 2]:.2%} of the law, nine in ten within "
-        f"{off[int(0.9 * (len(off) - 1))]:.2%}"
-    )
+    within = f"half of the runs within {half:.2%} of the law, nine in ten within {nine:.2%}"
     if fitted.n <= free:
         within = f"{fitted.n} runs for {free} constants: a law of so many constants passes through all of them"
     console.print(f"{loss} = {fitted.objective:.6g} · {within}")

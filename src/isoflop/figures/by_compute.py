@@ -184,7 +184,7 @@ def profiles(study: Study) -> Figure | NoFigure:
         if refused(np.log(N[sound]), L[sound]) is None:
             x, y, off = _parabola(N[sound], L[sound])
             series.append(Series(label, x, y, legend=False, **look))
-            misfits.append((off, label))
+            misfits += [(off, label)] if len(sound) > 3 else []  # a parabola passes through three
     if minima:
         best, D, C, losses = (np.array([getattr(each, name) for each in minima]) for name in ("N", "D", "C", "L"))
         left, right = np.array([each.interval or (np.nan, np.nan) for each in minima]).T

@@ -221,11 +221,8 @@ class Study:
 
     @property
     def scatter(self) -> tuple[float, float] | None:
-        """Distances of the runs from the fitted law, |L/L̂ − 1|: median and 90% quantile; None: no fit."""
-        if self.fit is None:
-            return None
-        half, nine = np.quantile(np.abs(np.expm1(-self.fit.residuals)), [0.5, 0.9])  # residuals are ln L̂ − ln L
-        return float(half), float(nine)
+        """`LawFit.distances`; None: no fit."""
+        return None if self.fit is None else self.fit.distances
 
     @property
     def doubts(self) -> tuple[str, ...]:

@@ -100,6 +100,12 @@ class LawFit(Shown):
     misfit: float | None = None
     poor: str = ""
 
+    @property
+    def distances(self) -> tuple[float, float]:
+        """Distances from the law, |L/L̂ − 1|, within which half of the runs lie, and nine in ten."""
+        half, nine = np.quantile(np.abs(np.expm1(-self.residuals)), [0.5, 0.9], method="higher")
+        return float(half), float(nine)  # (residuals are ln L̂ − ln L)
+
     def __str__(self) -> str:
         lines = [f"{self.law.form.text}   n = {self.n}, objective {self.objective:.6g}"]
         for name, value in self.parameters.items():
