@@ -400,3 +400,18 @@ def test_a_run_that_saw_little_data_again_and_again_is_no_point_of_a_law_nor_the
     drawn = study_of(read_sources([tmp_path]))
     assert [end.name for end in drawn.ends if end.left_out.startswith("it saw its data")] == ["98k-on-32kB"]
     assert len(learn_from(read_runs(tmp_path), loss="eval/val").points) == 3
+
+
+@pytest.mark.parametrize("ends", [0.1, 0.02, 1.0])
+def test_a_log_that_ends_in_the_middle_of_its_decay_where_others_do_not_is_asked_about(
+    tmp_path: Path, ends: float
+) -> None:
+    for number, until in enumerate((1.0, 1.0, 1.0, 1.0, 0.5)):
+        steps = np.arange(10, int(until * 2000) + 1, 10)
+        rates = 1e-3 * (ends + (1 - ends) * (1 + np.cos(math.pi * steps / 2000)) / 2)
+        rows = [f"{step},{3 + number / 9 + 20 / step:.4f},{rate:.4g}" for step, rate in zip(steps, rates, strict=True)]
+        (tmp_path / f"run{number}.csv").write_text("\n".join(["step,train_loss,lr", *rows]) + "\n")
+    done = run("import", tmp_path, "-n", "--params", "10M", "--tokens-per-step", "10k")
+    asked = "of the peak rate: there the log ends, where most runs end at" in done.output
+    assert asked == (ends < 1)
+    assert not asked or "run4 at 5" in done.output

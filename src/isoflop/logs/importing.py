@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -148,7 +149,7 @@ def import_runs(
     if names:
         problems.extend(given.of_nobody(names, columns))
     found = _named_apart(_without_copies(tuple(imported.values())))
-    questions = (*_questions(found), *_doubts(found), *_ungrouped(found, given.group))
+    questions = (*_questions(found), *_doubts(found), *_ungrouped(found, given.group), *_early(found))
     return ImportResult(found, tuple(dict.fromkeys(problems)), questions, sum(map(len, refused.values())))
 
 
@@ -185,6 +186,27 @@ def _ungrouped(found: tuple[Imported, ...], groups: Sequence[str]) -> Iterator[s
                 f"({listed(lacking)}); they are kept, without a group. To answer: --table runs.csv with the columns "
                 f"run,{name}."
             )
+
+
+STILL, OVER = 0.2, 2.5
+"""A run ended early where its rate is still that part of its peak, and so many times what most runs end at."""
+
+
+def _early(found: tuple[Imported, ...]) -> Iterator[str]:
+    """Runs whose plan the log does not hold and that end in the middle of their decay, where most end behind theirs."""
+    ends = {}
+    for one in found:
+        rates = [point.lr for point in one.run.points if point.lr]
+        if not one.run.planned and one.run.status == "completed" and rates:
+            ends[one.run.name] = rates[-1] / max(rates)
+    usual = median(ends.values()) if ends else 1.0
+    early = [name for name, end in ends.items() if end > max(OVER * usual, STILL)]
+    if early and 4 * len(early) <= len(ends):
+        shares = listed([f"{name} at {ends[name]:.0%}" for name in early])
+        yield (
+            f"{shares} of the peak rate: there the log ends, where most runs end at {usual:.0%}; taken as finished. "
+            "If it was stopped: --table runs.csv with the columns run,total_steps."
+        )
 
 
 def _without_copies(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
