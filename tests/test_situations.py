@@ -205,9 +205,9 @@ ROWS: dict[str, tuple[Callable[[Path], Any], Callable[[int], dict[str, Any]], di
     "ViT loaded": (loaded(vit), pixels, {}, "fine-tuning"),
     "ViT masked": (lambda _: vit("ViTForMaskedImageModeling"), masked_pixels, {}, "masked model"),
     "experts": (lambda _: mixtral(), words, {}, "mixture-of-experts"),
-    "preference": (lambda _: DPOModel(), words, {}, "preference loss"),
-    "preference, told": (lambda _: Pairwise(), words, {"task": "preference"}, "fine-tuning: preference loss"),
-    "contrastive": (lambda _: ContrastiveEncoder(), words, {}, "contrastive loss"),
+    "preference": (lambda _: DPOModel(), words, {}, "preference training"),
+    "preference, told": (lambda _: Pairwise(), words, {"task": "preference"}, "fine-tuning: preference training"),
+    "contrastive": (lambda _: ContrastiveEncoder(), words, {}, "contrastive training"),
     "labels smoothed": (lambda _: gpt2(), words, {"smoothing": 0.1}, "smoothed by 0.1"),
 }  # fmt: skip
 
