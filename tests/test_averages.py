@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,14 +52,23 @@ def test_a_mean_since_the_start_has_no_forecast_and_one_line_says_why(seed: int,
 
 
 def test_a_steep_fall_to_a_floor_is_no_mean() -> None:
-    """As toy tasks train, which some 100 steps learn: real runs of these looked like means."""
-    for seed in range(8):
+    """As toy tasks train: real runs of these looked like means, short ones by what bends within some steps."""
+    for seed, length in itertools.product(range(8), (1, 10)):
         noise = np.random.default_rng(seed).normal(0, 1, 80)
         steps = np.arange(2.0, 161, 2)
         fall = 1 / (1 + np.exp((steps - 18) / 6))
         loss = 1.13 + 2.4 * fall + 0.15 * np.exp(-steps / 60) + noise * (0.004 + 0.008 * np.exp(-steps / 60))
         for part in (0.3, 0.5, 0.75, 1.0):
-            assert not looks_averaged(steps[steps <= part * 160], loss[steps <= part * 160], 512.0), (seed, part)
+            seen = steps <= part * 160
+            assert not looks_averaged(length * steps[seen], loss[seen], 512.0 / length), (seed, length, part)
+
+
+def test_hundreds_of_steps_are_not_judged() -> None:
+    """What is learnt within ten steps of 160 bends as no smooth curve of ln t does."""
+    for seed in range(8):
+        steps = np.arange(1.0, 161)
+        loss = (2.7 / (1 + np.exp((steps - 25) / 5)) + 0.02) * np.random.default_rng(seed).normal(1, 0.01, 160)
+        assert not looks_averaged(steps, loss, 512.0)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from isoflop.cli import common
 from isoflop.console import picked, print_json, reported, say, tell
 
 if TYPE_CHECKING:
+    from isoflop.fit.law_fit import LawFit
     from isoflop.fit.options import Compared, OptionComparison, Price
     from isoflop.fit.trust import Trust
     from isoflop.laws.papers import Published
@@ -88,7 +89,7 @@ def compare(
             warnings = (
                 *trust.doubts,
                 *table.unlike,
-                *(text for text in (fitted.warnings if fitted is not None else ()) if not _of_form(text, trust)),
+                *_warnings(fitted, trust),
                 *describe_open(chosen, fitted is not None and not fitted.undetermined),
             )
         compared = compare_options(
@@ -105,9 +106,11 @@ def compare(
             say(f"losses are those of that paper's corpus and tokenizer{tokenizer}; on yours all of them may shift")
 
 
-def _of_form(text: str, trust: Trust) -> bool:
-    """Whether a warning is about Hoffmann's form alone, where the law that answers describes the runs."""
-    return trust.describes and "does not describe" in text and "lie together" not in text
+def _warnings(fitted: LawFit | None, trust: Trust) -> list[str]:
+    """Of Hoffmann's law; not those about its form alone, where the law that answers describes the runs."""
+    if fitted is None:
+        return []
+    return [text for text in fitted.warnings if not (trust.describes and text in fitted.of_form)]
 
 
 def as_object(compared: OptionComparison, cost: Price | None = None) -> dict[str, Any]:

@@ -195,7 +195,7 @@ def _print_groups(compared: Groups | str, column: str) -> None:
     if len(unsure) == len(names) - 1:
         said = f"these runs do not separate the groups: at {level} each of them may have the least loss"
     elif unsure:
-        said = f"the least loss has {best} or, at {level}, {' or '.join(unsure)}; the others have a higher one"
+        said = f"{best} or, at {level}, {' or '.join(unsure)} has the least loss; the others have a higher one"
     else:
         said = f"{best} has the least loss: at {level} the differences from all others exclude 0"
     by = "by the law, corrected by the runs near its optimum"

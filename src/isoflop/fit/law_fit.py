@@ -79,6 +79,7 @@ class LawFit(Shown):
         left_out: runs that lie far off the law.
         misfit: scatter of the residuals over what seeds alone give; None: too few runs to tell.
         poor: that the law does not describe the runs, and which of them to leave out; "": it does.
+        of_form: the warnings that are about the law's form, as another law may describe the runs.
     """
 
     law: Law
@@ -99,6 +100,7 @@ class LawFit(Shown):
     left_out: tuple[Outlier, ...] = ()
     misfit: float | None = None
     poor: str = ""
+    of_form: tuple[str, ...] = ()
 
     @property
     def distances(self) -> tuple[float, float]:
@@ -209,9 +211,9 @@ def fit_law(
     misfit, poor = _misfit(fitted.residuals, runs.taken(kept), best, others)
     told: tuple[str, ...] = (describe_outliers(left_out, called),) if left_out else (common,) if common else ()
     mine = None if groups is None else [groups[i] for i in np.flatnonzero(kept).tolist()]
-    told += _above_the_lowest(fitted, runs.loss[kept], mine)
-    warnings = (*fitted.warnings, *told, *([poor] if poor else []))
-    return replace(fitted, left_out=left_out, misfit=misfit, poor=poor, warnings=warnings)
+    of_form = (*_above_the_lowest(fitted, runs.loss[kept], mine), *([poor] if poor else []))
+    warnings = (*fitted.warnings, *told, *of_form)
+    return replace(fitted, left_out=left_out, misfit=misfit, poor=poor, of_form=of_form, warnings=warnings)
 
 
 def _above_the_lowest(fitted: LawFit, loss: Array, groups: Sequence[str] | None) -> tuple[str, ...]:

@@ -193,7 +193,7 @@ STILL, OVER = 0.2, 2.5
 
 
 def _early(found: tuple[Imported, ...]) -> Iterator[str]:
-    """Runs whose plan the log does not hold and that end in the middle of their decay, where most end behind theirs."""
+    """Runs without a plan in the log that end in the middle of their decay, where most others end behind it."""
     ends = {}
     for one in found:
         rates = [point.lr for point in one.run.points if point.lr]
@@ -202,10 +202,10 @@ def _early(found: tuple[Imported, ...]) -> Iterator[str]:
     usual = median(ends.values()) if ends else 1.0
     early = [name for name, end in ends.items() if end > max(OVER * usual, STILL)]
     if early and 4 * len(early) <= len(ends):
-        shares = listed([f"{name} at {ends[name]:.0%}" for name in early])
+        shares = listed([f"{name} ({ends[name]:.0%} of its peak rate)" for name in early])
         yield (
-            f"{shares} of the peak rate: there the log ends, where most runs end at {usual:.0%}; taken as finished. "
-            "If it was stopped: --table runs.csv with the columns run,total_steps."
+            f"the log ends in the middle of the decay of {shares}, where most runs end at {usual:.0%}: was it stopped? "
+            "It is taken as finished. To answer: --table runs.csv with the columns run,total_steps."
         )
 
 
