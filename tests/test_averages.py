@@ -124,3 +124,9 @@ def test_an_import_asks_and_takes_the_mean_back(tmp_path: Path) -> None:
     assert points[-1].interval_steps == 10 and points[-1].losses["eval/val"] == pytest.approx(3 + 1 / 6000)
     denied = import_runs([path], Given(**told, loss_unit={"train": "nats"}))
     assert denied.questions == () and denied.runs[0].points[-1].losses["train"] == pytest.approx(means[-1])
+
+
+@pytest.mark.parametrize("loss", [np.zeros, np.ones, lambda n: np.r_[1e38, np.ones(n - 1)], lambda n: -np.arange(n)])
+def test_a_log_without_noise_is_no_mean_and_no_error(loss: Callable[[int], np.ndarray]) -> None:
+    steps = np.unique(np.geomspace(100, 5000, 60).round())
+    assert not running_mean(steps, loss(len(steps)).astype(float), 32768.0)

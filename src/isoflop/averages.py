@@ -74,7 +74,8 @@ def running_mean(steps: Array, loss: Array, batch_tokens: float) -> bool:
     wide, scale = np.diff(steps), (AT / batch_tokens) ** 0.5
     between = increments(steps, loss)
     # roughly first, for it is cheap, and most logs are far too noisy
-    if np.median(np.abs(np.diff(between, ORDER)) * np.sqrt(wide[ORDER:])) > 3 * SQUARES**0.5 * MOST * scale:
+    rough = np.median(np.abs(np.diff(between, ORDER)) * np.sqrt(wide[ORDER:]))
+    if not rough <= 3 * SQUARES**0.5 * MOST * scale:  # nor where it is no number
         return False
     over_plain, over_window, sd, white = _weighed(steps, loss)
     if not (LEAST * scale < sd < MOST * scale and white[1:] @ white[:-1] < ALIKE * (white @ white)):
@@ -95,7 +96,8 @@ def _weighed(steps: Array, loss: Array) -> tuple[float, float, float, Array]:
     mean, sd, white = _likelihood(seen, (differences / wide) @ differences.T)
     shape = len(wide), len(steps)
     of_loss = differences @ ((np.eye(*shape, 1) - np.eye(*shape)) * steps / wide[:, None])
-    noises = np.ones(len(steps)), 1 / steps, loss**2
+    level = np.abs(loss) / max(float(np.abs(loss).max()), 1e-300)
+    noises = np.ones(len(steps)), 1 / steps, level**2 + 1e-4  # the last falls with the loss, to a hundredth
     plain = [_likelihood(seen, (of_loss * variance) @ of_loss.T)[0] for variance in noises]
     window = _likelihood(seen, (differences * (middle**2 / wide)) @ differences.T)[0]
     return mean - max(plain), mean - window, sd, white
