@@ -365,6 +365,12 @@ def test_what_is_measured_is_used_where_it_is_asked_for(tmp_path: Path, monkeypa
     assert model_device(model, None, None).peak is None
 
 
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_a_device_is_called_as_torch_calls_it(monkeypatch: pytest.MonkeyPatch, kind: str):
+    monkeypatch.setattr(getattr(torch, kind), "get_device_name", lambda device: f"NVIDIA {device}")
+    assert peaks.device_name(torch.device(kind, 0)) == f"NVIDIA {kind}:0"
+
+
 @pytest.mark.parametrize("text", ["", "[1]", '{"cpu": 3}', '{"cpu": {"float32": "fast"}}'])
 def test_a_torn_file_of_rates_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

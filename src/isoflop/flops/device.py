@@ -82,7 +82,7 @@ def lookup_peak(device_name: str, dtype: str) -> Peak | None:
     """Dense peak of a device in a dtype.
 
     Args:
-        device_name: as `torch.cuda.getdevice_name()` reports it; for a TPU JAX's device_kind or Google's
+        device_name: as `torch.cuda.get_device_name()` reports it; for a TPU JAX's device_kind or Google's
             accelerator type. Upper or lower case.
         dtype: one of `DTYPES`, or torch's name of it ("torch.bfloat16", "torch.float8_e4m3fn").
 
@@ -364,7 +364,7 @@ def device_name(device: torch.device) -> str:
     if device.type in ("cuda", "xpu"):
         import torch
 
-        return str(getattr(torch, device.type).getdevice_name(device))
+        return str(torch.get_device_module(device).get_device_name(device))
     if device.type == "xla":
         # Google Cloud's accelerator type ("v5litepod-8"), which torch_xla itself reads here
         return os.environ.get("TPU_ACCELERATOR_TYPE") or os.environ.get("ACCELERATOR_TYPE") or "xla"
