@@ -483,6 +483,16 @@ def test_an_order_that_is_not_sure_is_said() -> None:
     assert "is not sure: at 80% the difference includes 0" in found.sentence
 
 
+def test_an_order_that_one_corpus_decides_is_not_sure() -> None:
+    """13B on 80B tokens is worse by the law's own draws; published families' best sizes differ by more than these."""
+    found = compare_options(["7B:140B", "13B:80B", "3B:300B"], "chinchilla-refit")
+    behind = found.rows[1].behind
+    assert behind is not None and behind[1] is not None and behind[1][0] > 0
+    assert found.sure is False and "On another corpus 13B:80B may be better" in found.sentence
+    assert "3B:300B may" not in found.sentence
+    assert compare_options(["70B:1.4T", "280B:300B"], "chinchilla-refit").sure
+
+
 @pytest.mark.parametrize(
     ("options", "law", "says"),
     [

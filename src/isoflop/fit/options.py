@@ -15,12 +15,15 @@ import numpy as np
 
 from isoflop.arrays import Array
 from isoflop.console import Shown
+from isoflop.fit.alternatives import line_law
+from isoflop.fit.drifting_law import PriorLine
 from isoflop.fit.posterior import Posterior
 from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Law
 from isoflop.laws.frontier import INFERENCE_FLOPS, Frontier, interval, short
 from isoflop.laws.papers import Published, law_and_source, published
 from isoflop.logs.files import SUFFIXES
+from isoflop.record.run import DEFAULT_N
 
 _NUMBER = r"(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?)([a-z]?)"
 _OPTION = re.compile(rf"(?:([^x×*:]+)[x×*])?{_NUMBER}:{_NUMBER}", re.IGNORECASE)
@@ -210,7 +213,8 @@ def compare_options(
     """Compare options by a law: loss of each run, and how far from the best use of the same compute.
 
     Differences are taken draw by draw: options share the law's errors, so their order can be sure while their intervals
-    overlap. The intervals know the law's constants alone, not the noise of a run or what other data and recipes change.
+    overlap. The intervals know the law's constants alone, not the noise of a run or what other data and recipes change;
+    `sure` also asks where the optima of published families lie.
 
     Args:
         options: such as "2x50B:300B", or `Option`s.
@@ -268,8 +272,12 @@ def compare_options(
             rows[i] = replace(rows[i], behind=(float(apart[0]), between))
     drawn = len(losses[best]) > 1
     close = [row for row in rows if row.behind and row.behind[1] and row.behind[1][0] <= 0]
-    sure = not close if drawn else None
-    chosen, sentence = parsed[best], _sentence(rows, best, close, drawn, level)
+    elsewhere = []
+    if drawn and isinstance(known, Published):
+        open_to = _open_elsewhere(parsed, best, inference_tokens, unique_tokens, level)
+        elsewhere = [row for row in rows if row.option in open_to and row not in close]
+    sure = not (close or elsewhere) if drawn else None
+    chosen, sentence = parsed[best], _sentence(rows, best, close, elsewhere, drawn, level)
     if inference_tokens and len(rows) > 1:
         chosen, sentence = (
             nearest.option,
@@ -293,7 +301,23 @@ def _compared(option: Option, losses: Array, frontier: Frontier | _OwnFrontier, 
     return Compared(option, option.flops, loss, between, excess, factor, best.N, best.D, in_one, serving_flops=serving)
 
 
-def _sentence(rows: list[Compared], best: int, close: list[Compared], drawn: bool, level: float) -> str:
+def _open_elsewhere(
+    options: list[Option], best: int, inference_tokens: float, unique_tokens: float | None, level: float
+) -> set[Option]:
+    """Options that may be better than the law's best one by the optima of published families, as `plan` takes them.
+
+    A law's draws know the error of its constants alone; where the optimum lies differs more from corpus to corpus.
+    """
+    C = max(item.flops / item.count for item in options)
+    frontier = Frontier(line_law(PriorLine(C), C, DEFAULT_N), inference_tokens, unique_tokens)
+    losses = [frontier.loss(np.asarray(item.N), np.asarray(item.D)) for item in options]
+    apart = [interval((each - losses[best])[1:], level) for each in losses]
+    return {item for item, (low, _) in zip(options, apart, strict=True) if low <= 0} - {options[best]}
+
+
+def _sentence(
+    rows: list[Compared], best: int, close: list[Compared], elsewhere: list[Compared], drawn: bool, level: float
+) -> str:
     name, loss = rows[best].option, rows[best].loss
     if len(rows) == 1:
         return f"{name} alone: nothing to compare with."
@@ -309,8 +333,14 @@ def _sentence(rows: list[Compared], best: int, close: list[Compared], drawn: boo
     elif close:
         listed = ", ".join(str(row.option) for row in close)
         said += f"; whether it is better than {listed} is not sure: at {level:.0%} the difference includes 0."
-    else:
+    elif not elsewhere:
         said += f"; at {level:.0%} the difference from each other option excludes 0."
+    if elsewhere:
+        listed = ", ".join(str(row.option) for row in elsewhere)
+        said += "." * (not said.endswith(".")) + (
+            f" On another corpus {listed} may be better: by the best sizes of published families, which `isoflop plan` "
+            f"takes, the difference includes 0 at {level:.0%}."
+        )
     least = min(rows, key=lambda row: row.flops)
     if (share := least.flops / rows[best].flops) < NEARLY:
         said += f" {least.option} takes {check.percent(share)} of its compute."
