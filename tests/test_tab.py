@@ -272,6 +272,37 @@ def test_only_what_was_added_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert fed == [line(2)]
 
 
+def test_of_a_run_that_ended_no_lines_are_held_and_one_that_is_resumed_is_read_again(tmp_path: Path):
+    path = tmp_path / "isoflop-a.jsonl"
+    end = b'{"event":"end","step":2,"status":"completed"}\n'
+    path.write_bytes(HEADER + line(1) + line(2) + end)
+    tail = Tail(str(tmp_path), path.name)
+    tail.read()
+    assert tail._digest.record() == b""  # of 5,000 runs the lines would be gigabytes
+    with path.open("ab") as stream:
+        stream.write(b'{"event":"resume","step":1}\n' + line(3))
+    reading = tail.read()
+    assert reading.run is not None and reading.run.status == "running"
+    assert reading.curve is not None and reading.curve.step.tolist() == [1, 3]
+    assert tail._digest.size == path.stat().st_size
+
+
+def test_a_row_of_the_list_is_made_once_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from isoflop.tab import answers
+
+    for name in "abc":
+        (tmp_path / f"isoflop-{name}.jsonl").write_bytes(HEADER + line(1))
+    made = []
+    row = answers._row
+    monkeypatch.setattr(answers, "_row", lambda entry: made.append(entry.path) or row(entry))
+    asked = Asked(tmp_path)
+    asked("runs")
+    with (tmp_path / "isoflop-b.jsonl").open("ab") as stream:
+        stream.write(line(2))
+    assert [each["step"] for each in asked("runs")["runs"]] == [1, 2, 1]
+    assert made == ["isoflop-a.jsonl", "isoflop-b.jsonl", "isoflop-c.jsonl", "isoflop-b.jsonl"]
+
+
 @pytest.mark.parametrize("same_file", [True, False])
 def test_a_record_written_anew_in_its_place_is_read_anew(tmp_path: Path, same_file: bool):
     path = tmp_path / "isoflop-a.jsonl"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -425,7 +426,7 @@ def curve_of_run(run: Run) -> RunCurve:
 
 
 def _column(points: Sequence[Point], name: str) -> Array:
-    return _numbers([getattr(point, name) for point in points])
+    return _numbers(list(map(attrgetter(name), points)))
 
 
 def _numbers(values: Sequence[float | None]) -> Array:

@@ -27,6 +27,7 @@ MAX_LINE_BYTES = 1 << 20
 _MAX_PROBLEMS = 20
 IS_POINT = re.compile(rb'\s*\{\s*"event"\s*:\s*"point"')
 _point_of_line = msgspec.json.Decoder(Point).decode
+_json_of_line = msgspec.json.Decoder().decode
 _json_of_point = msgspec.json.Encoder().encode
 
 _BY_LOSS = ("losses", "nonfinite", "loss_units", "extra")  # their names are no secrets: "eval/nll_per_token"
@@ -140,6 +141,10 @@ def split_lines(stream: IO[bytes], problems: Problems) -> Iterator[bytes]:
 
 def parse(raw: bytes) -> tuple[Any, str | None]:
     """A line's JSON value, or None and what was expected of it. No NaN, no number beyond a double's range."""
+    try:
+        return _json_of_line(raw), None  # in a sixth of the time; what it refuses is looked at again below
+    except (ValueError, RecursionError):
+        pass
     try:
         text = raw.decode("utf-8")
         value = json.loads(text, parse_float=_finite, parse_constant=_finite)
@@ -269,7 +274,7 @@ MOST_EVENTS, MOST_BYTES = 20_000, 8 << 20
 """Other lines than points that are kept, and their bytes: a record holds a few dozen."""
 TOO_LONG = f"lines of more than {MAX_LINE_BYTES:,} bytes were skipped"
 
-_WRITTEN = b'{"event":"point"'  # as isoflop writes it
+_WRITTEN, _EVALUATION = b'{"event":"point"', b'"eval/'  # as isoflop writes them
 
 
 def due(log_index: int, per_doubling: int = 512) -> bool:
@@ -359,8 +364,8 @@ class Digest:
             self.problem = TOO_LONG
 
     def _take(self, lines: list[bytes]) -> None:
-        # Nearly all lines are training points; only the others are looked at one by one. A "/" is in every evaluation.
-        others = [i for i, line in enumerate(lines) if b"/" in line or not line.startswith(_WRITTEN)]
+        # Nearly all lines are training points; only the others are looked at one by one.
+        others = [i for i, line in enumerate(lines) if _EVALUATION in line or not line.startswith(_WRITTEN)]
         at = 0
         for i in others:
             if at < i:
@@ -373,7 +378,7 @@ class Digest:
 
     def _other(self, number: int, line: bytes) -> None:
         if line.startswith(_WRITTEN) or IS_POINT.match(line):
-            (self._evaluations if b'"eval/' in line else self._train).add(number, [line])
+            (self._evaluations if _EVALUATION in line else self._train).add(number, [line])
         elif line:
             self._bytes += len(line)
             if len(self._events) < MOST_EVENTS and self._bytes <= MOST_BYTES:

@@ -130,7 +130,9 @@ def json_safe(
             if isinstance(inner, Mapping):
                 return pairs(inner.items(), depth)
             if type(inner) is list and set(map(type, inner)) <= {float, int}:  # a schedule's steps, most of a header
-                values = [_scalar(one, max_text) for one in inner[: max(min(max_items, left), 0)]]
+                values = inner[: max(min(max_items, left), 0)]
+                if not (values and -MAX_INT <= min(values) <= max(values) <= MAX_INT and math.isfinite(sum(values))):
+                    values = [_scalar(one, max_text) for one in values]
                 left -= len(values)
             else:
                 values = [plain(one, depth + 1) for one in islice(inner, max_items) if left > 0]

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from isoflop.console import finite, picked
 from isoflop.record import PREFERRED_N, SEVERITIES, Point, Run
@@ -35,7 +36,15 @@ def runs_answer(snapshot: Snapshot, whole: bool = True) -> dict[str, Any]:
     """How much was read, and the list of the runs unless the browser has it."""
     told = {name: getattr(snapshot, name) for name in ("version", "listed", "found", "whole", "links")}
     told["read"] = len(snapshot.entries)
-    return told | {"runs": list(map(_row, snapshot.entries))} if whole else told
+    return told | {"runs": list(map(_row_once, snapshot.entries))} if whole else told
+
+
+_rows: WeakKeyDictionary[Entry, dict[str, Any]] = WeakKeyDictionary()
+
+
+def _row_once(entry: Entry) -> dict[str, Any]:
+    """Its row: while 5,000 records are read the list is asked for again and again."""
+    return _rows.get(entry) or _rows.setdefault(entry, _row(entry))
 
 
 def _row(entry: Entry) -> dict[str, Any]:

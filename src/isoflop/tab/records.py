@@ -139,7 +139,10 @@ class Tail:
         except OSError as error:
             return _unread(error)
         self.stamp = stamp
-        return _reading(self._digest.record(), self.path, self._digest.problem)
+        reading = _reading(self._digest.record(), self.path, self._digest.problem)
+        if reading.run is not None and reading.run.status != "running":  # one that is resumed is read again
+            self._digest, self._before = Digest(), b""
+        return reading
 
     def _continues(self, stream: BinaryIO, size: int) -> bool:
         """Whether the file is the one that was read so far, with nothing or something added."""
@@ -184,7 +187,7 @@ class Root:
     name: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """One record."""
 

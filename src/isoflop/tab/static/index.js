@@ -13,6 +13,7 @@ import {showFit} from './fit.js';
 const OFTEN = 200;
 const NOW_AND_THEN = 1000;
 const SELDOM = 3000;
+const REST = 4; // times what the last answer took: of thousands of runs it is long
 
 /** Called by TensorBoard's page. */
 export function render() {
@@ -107,6 +108,7 @@ class Tab {
     this.again = false;
     const now = this.urgent;
     this.urgent = false;
+    const begun = performance.now();
     try {
       const told = await ask('./runs', {...this.parameters(), have: this.told.version ?? ''});
       this.told = {...this.told, ...told};
@@ -119,7 +121,8 @@ class Tab {
       show(this.said, element('span', {class: 'reason'}, `TensorBoard does not answer: ${error.message}`));
     }
     this.asking = false;
-    this.timer = setTimeout(() => this.poll(), this.again ? 0 : this.pause());
+    const rest = Math.max(this.pause(), REST * (performance.now() - begun));
+    this.timer = setTimeout(() => this.poll(), this.again ? 0 : rest);
   }
 
   /** Milliseconds until the next question. */
