@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import isoflop
-from isoflop.flops import StepObserver
+from isoflop.flops import StepObserver, Totals
+from isoflop.guard import Guard
 from isoflop.live import monitor as monitor_of_a_run
 from isoflop.live import ranks as ranks_of_a_run
+from isoflop.live.ranks import Ranks
 from tiny import Rows, TinyLM, batches, losses, the_run, weights
 from trainers import hf_trainer, lightning_module, lightning_trainer
-from workers import run
+from workers import kill_me, run
 
 STEPS = 8
 
@@ -43,6 +46,7 @@ OPTIONS: dict[str, Any] = {
     "step() on rank 0": lambda rank: {"log_every": 2},
     "before the group": lambda rank: {"log_every": 2},
     "rank 1 late": lambda rank: {"log_every": 1 + rank},
+    "rank 1 passes over a step": lambda rank: {"log_every": 2},
 }
 
 
@@ -59,14 +63,15 @@ def trained(folder: Path, kind: str | None) -> dict[str, Any]:
             patch.setattr(ranks_of_a_run, name, value)
         monitor = None if options is None else isoflop.Monitor(net, optimizer=optimizer, record_dir=folder, **options)
     late, store = kind == "rank 1 late", dist.group.WORLD.get_group_store()
-    for batch in batches(Rows(4 * STEPS), 4):
+    for number, batch in enumerate(batches(Rows(4 * STEPS), 4)):
         loss = net(**batch)["loss"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         if late and rank and not monitor.steps:
             store.wait(["rank 0 went on"])
-        if monitor is not None and not (rank and kind == "step() on rank 0"):
+        passes = kind == "step() on rank 0" or (kind == "rank 1 passes over a step" and number == 2)
+        if monitor is not None and not (rank and passes):
             odd = kind == "NaN padding" and monitor.steps == 4 and rank
             monitor.step(loss, tokens=isoflop.TokenCount(32, padding=float("nan")) if odd else None)  # type: ignore[arg-type]
             store.set("rank 0 went on" if rank == 0 else "rank 1 did", "")
@@ -88,6 +93,7 @@ SAID = {
     "before the group": None,
     "rank 1 late": "only 1 of 2 ranks called their Monitor's step()",
     "step() on rank 0": "only 1 of 2 ranks called their Monitor's step()",
+    "rank 1 passes over a step": "only 1 of 2 ranks came to the sum at step 4",  # the other is in DDP's backward
 }
 OPTIONS["NaN padding"] = OPTIONS["alike"]
 
@@ -108,13 +114,123 @@ def test_ranks_that_differ(kind: str, without: list[dict[str, Any]], tmp_path: P
     if kind == "rank 1 alone":
         return
     record = the_run(tmp_path)
-    known = "alone" not in kind and "on rank 0" not in kind and kind != "NaN padding"
+    known = "alone" not in kind and "on rank 0" not in kind and "passes" not in kind and kind != "NaN padding"
     every = {"another end": 3, "rank 1 late": 1}.get(kind, 2)
     assert list(losses(record)) == [*range(every, STEPS + 1, every)] + ([STEPS] if STEPS % every else [])
     assert record.points[-1].tokens == (2 * 16 * 4 * STEPS if known else None)
     if kind == "rank 1 late":  # what was counted before the ranks agreed is in their first sum
         assert {point.step: point.tokens for point in record.points if point.tokens} == {7: 896, 8: 1024}
         assert [point.batch_tokens for point in record.points] == [None] * 6 + [128.0] * 2
+
+
+# -- ranks that train models of their own, and may do different numbers of steps --------------------------------------
+
+
+def trained_alone(folder: Path, steps: tuple[int, ...], late: int, dies: int, observed: bool) -> dict[str, Any]:
+    """`steps` of each rank, then a barrier; rank 1 is `late` at that step's end or `dies` there (0: never)."""
+    ranks_of_a_run.PATIENCE = 1.0
+    heard, rank, store = Heard(), dist.get_rank(), dist.group.WORLD.get_group_store()
+    torch.manual_seed(rank)
+    net = TinyLM()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    monitor = isoflop.Monitor(net, optimizer=optimizer, record_dir=folder, log_every=1) if observed else None
+    for step, batch in enumerate(batches(Rows(4 * steps[rank]), 4), 1):
+        loss = net(**batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if observed and rank == 1 and step == late:
+            store.wait(["the others went on"])
+        if rank == 1 and step == dies:
+            kill_me()
+        if monitor is not None:
+            monitor.step(loss)
+            if late and step > late and rank != 1:
+                store.set("the others went on", "")
+    if not dies:
+        dist.barrier()
+    if monitor is not None:
+        monitor.close()
+    found = {name: value.numpy() for name, value in weights(net).items()}
+    return {"weights": found, "heard": [text for text in heard.texts if "peak" not in text]}
+
+
+MISSED = "ranks came to the sum at step"
+
+
+@pytest.mark.parametrize(
+    ("steps", "late", "dies", "tokens"),
+    [
+        ((12, 12), 0, 0, {12: 12}),
+        ((12, 12, 12, 12), 0, 0, {12: 12}),
+        ((5, 12), 0, 0, {5: 5}),  # rank 1 waits once where rank 0 is at the barrier
+        ((12, 5), 0, 0, {5: 5, 6: None, 12: None}),
+        ((4, 12, 7, 9), 0, 0, {4: 4}),
+        ((24, 24), 6, 0, {5: 5, 6: None, 8: None, 24: 24}),  # a late rank costs some points their totals, no more
+        ((24, 24, 24, 24), 6, 0, {5: 5, 6: None, 8: None, 24: 24}),
+        ((12, 12), 0, 6, {5: 5, 6: None, 12: None}),
+        ((12, 12, 12, 12), 0, 6, {5: 5, 6: None, 12: None}),
+    ],
+)
+def test_ranks_with_models_of_their_own(
+    steps: tuple[int, ...], late: int, dies: int, tokens: dict[int, int | None], tmp_path: Path
+) -> None:
+    ranks = len(steps)
+    alone = run(trained_alone, tmp_path, steps, late, dies, False, ranks=ranks)
+    results = run(trained_alone, tmp_path, steps, late, dies, True, ranks=ranks, timeout=60)
+    texts = []
+    for expected, came in zip(alone, results, strict=True):
+        assert (expected == "killed") == (came == "killed")
+        if came != "killed":
+            assert all((came["weights"][name] == value).all() for name, value in expected["weights"].items())
+            texts.append(came["heard"])
+            assert len(came["heard"]) <= 1 and all(MISSED in text for text in came["heard"]), came["heard"]
+    assert any(texts) == (bool(late or dies) or len(set(steps)) > 1)
+    points = {point.step: point.tokens for point in the_run(tmp_path).points}
+    assert len(points) == steps[0]
+    for step, rows in tokens.items():
+        assert points[step] == (None if rows is None else rows * ranks * 4 * 16), (step, points)
+
+
+class Adrift:
+    """Some ranks' store in one process: the other rank never comes again."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+
+    def set(self, name: str, value: str) -> None:
+        self.values[name] = value.encode()
+
+    def get(self, name: str) -> bytes:
+        return self.values[name]
+
+    def check(self, names: list[str]) -> bool:
+        return all(name in self.values for name in names)
+
+    def wait(self, names: list[str], _: Any) -> None:
+        if not self.check(names):
+            raise RuntimeError("it took too long")
+
+    def compare_set(self, name: str, expected: str, value: str) -> bytes:
+        return self.values.setdefault(name, value.encode())
+
+
+def test_waiting_in_vain_ends(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    store, settings = Adrift(), ranks_of_a_run.Settings(1, None, "auto", False)
+    monkeypatch.setattr(ranks_of_a_run, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks_of_a_run, "_store", lambda: store)
+    ranks = Ranks(Guard(), settings)
+    waits = 0
+    for step in range(200):
+        for place in range(5):  # the other rank looks, and is gone before it sums
+            store.set(f"{ranks._key}/{place}/settings/1", json.dumps([step, *settings]))
+        ranks.agree(step)
+        before = ranks._round
+        totals, _ = ranks.total(Totals(processed=10), [1.0, 1.0], [], step, None)
+        waits += ranks._round - before
+        assert totals.tokens_known is None or totals == Totals()
+    assert waits == ranks_of_a_run.MISSES + 1 and not ranks.open
+    assert [record.message for record in caplog.records if "not all ranks came to a sum" in record.message]
 
 
 # -- a part of an adapter fails on one rank: it takes part in every sum all the same -----------------------------------

@@ -195,7 +195,8 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
 
     def _show(self, monitor: Monitor, trainer: Any) -> None:
         """Our scalars for what monitors a metric, and whether to end."""
-        scalars = monitor.scalars if self._monitored is None else self._monitored.of_all_ranks(monitor.scalars)
+        monitored = self._monitored if monitor.run.together else None
+        scalars = monitor.scalars if monitored is None else monitored.of_all_ranks(monitor.scalars)
         metrics_of(trainer).update(zip(scalars, map(torch.scalar_tensor, scalars.values()), strict=True))
         if monitor.should_stop:
             trainer.should_stop = True  # Lightning keeps its min_steps and min_epochs

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from isoflop.flops.totals import rank, sum_over_ranks
+from isoflop.flops.totals import rank, sum_over_ranks, world_size
 from isoflop.guard import Guard, attempt, declare, pass_on
 from isoflop.live.log_step import CHARTS, SCALARS, TAGS, AxisPoint
 from isoflop.live.monitor import Monitor
@@ -43,12 +43,15 @@ def describe_trainer(trainer: Any, guard: Guard) -> RunInfo:
     sampler = (
         trainer.strategy.distributed_sampler_kwargs if hasattr(trainer.strategy, "distributed_sampler_kwargs") else None
     )
+    together = trainer.world_size == world_size()  # else each process of the user's own group has a Trainer for itself
+    module = trainer.lightning_module
     return RunInfo(
         framework="lightning",
         guard=guard,
         record_dir=Path(folder),
         log_every=trainer.log_every_n_steps or 50,
-        together=True,
+        together=together,
+        lockstep=together and getattr(module, "automatic_optimization", False),
         run_name=_run_name(loggers),
         total_steps=_total_steps(trainer),
         epoch_steps=steps_of_epoch(attempt(lambda: trainer.train_dataloader), trainer.accumulate_grad_batches),

@@ -186,7 +186,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         """The last interval, which the Trainer itself does not log: its log stays what it is without us."""
         if getattr(args.logging_strategy, "value", args.logging_strategy) == "epoch":
             return True  # it comes with the epoch's end
-        loss = attempt(mean_loss)
+        loss = attempt(mean_loss, monitor.run.together)
         if loss is not None:
             monitor.log(loss)
         return loss is not None

@@ -75,13 +75,15 @@ def describe_training(args: Any, state: Any, given: Mapping[str, Any], guard: Gu
     """Read the run's plan from `TrainingArguments`, `TrainerState` and what callbacks are given."""
     output, folder = Path(args.output_dir), _tensorboard_folder(args)
     scheduler = given.get("lr_scheduler")
+    together = args.world_size == world_size()  # else each process of the user's own group has a Trainer for itself
     return RunInfo(
         framework="transformers",
         guard=guard,
         record_dir=output,
         log_every=max(1, int(state.logging_steps or 1)),
         logs_itself=True,
-        together=True,
+        together=together,
+        lockstep=together,
         run_name=getattr(args, "run_name", None) or output.resolve().name,
         total_steps=state.max_steps if state.max_steps and state.max_steps > 0 else None,
         epoch_steps=steps_of_epoch(given.get("train_dataloader"), args.gradient_accumulation_steps),
@@ -124,14 +126,14 @@ def _tensorboard_folder(args: Any) -> Path:
     return Path(args.output_dir)
 
 
-def mean_loss() -> float:
-    """What the Trainer would log now: the mean over the steps since its last log. Every rank calls it."""
+def mean_loss(together: bool) -> float:
+    """What the Trainer would log now: the mean over the steps since its last log. Every rank of its calls it."""
     trainer, frame = find_trainer(), sys._getframe()
     total = getattr(trainer, "_tr_loss", None)
     while total is None:  # before 5.0 it is a variable of the training loop
         total, frame = frame.f_locals.get("tr_loss"), frame.f_back  # type: ignore[assignment]
-    _, (sum_of_ranks,) = sum_over_ranks([], [float(total)])
-    return sum_of_ranks / world_size() / (trainer.state.global_step - trainer._globalstep_last_logged)
+    (mean,) = sum_over_ranks([], [float(total) / world_size()])[1] if together else [float(total)]
+    return mean / (trainer.state.global_step - trainer._globalstep_last_logged)
 
 
 def flops_axis_in_wandb() -> None:

@@ -77,16 +77,16 @@ def kills(trainer: str) -> list[Row]:
 
 
 def ranks() -> list[Row]:
-    """One rank of two and of four is killed at each collective."""
-    from torture.ranks import kills_at_every_collective
+    """One rank of two and of four is killed at each request to the others."""
+    from torture.ranks import kills_at_every_request
 
     rows = []
     for count in (2, 4):
         began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="isoflop-ranks-"))
-        tried, lost = kills_at_every_collective(folder, count)
-        for victim, collective, error in lost:
-            print(f"LOST: rank {victim} of {count}, collective {collective}: {error}")
-        rows.append(Row(f"one of {count} ranks killed at each collective", tried, len(lost), time.monotonic() - began))
+        tried, lost = kills_at_every_request(folder, count)
+        for victim, request, error in lost:
+            print(f"LOST: rank {victim} of {count}, request {request}: {error}")
+        rows.append(Row(f"one of {count} ranks killed at each request", tried, len(lost), time.monotonic() - began))
         shutil.rmtree(folder)
     return rows
 

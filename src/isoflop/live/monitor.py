@@ -109,7 +109,7 @@ class Monitor(PlainLoop, Display):
         self._latest = LogStep(step=0)  # what came of it
         self._counting: tuple[Any, dict[str, Any]] = None, {}  # ways by which FLOPs are counted, as the record has them
         settings = self.log_every, self.run.total_steps, self.options.noise_scale, self.options.on_advice != "warn"
-        self._ranks = Ranks(self.guard, Settings(*settings))
+        self._ranks = Ranks(self.guard, Settings(*settings, self.run.lockstep))
         self._apart = self._asks_to_stop = False  # ranks make different numbers of steps; this rank's advice
         self._handled = id(sys.exc_info()[1])  # of an error in whose handling all of the training runs
         given = {name: getattr(self.options, name) for name in ("tokens_fn", "flops_per_token", "num_params")}
@@ -293,7 +293,7 @@ class Monitor(PlainLoop, Display):
         self.logged_at = self.steps
         self._quiet, self._until = False, 0  # each interval, the optimizer is asked anew, and the noise scale's cadence
         times, noise, ranks = self._clock.times(), self.noise, self._ranks
-        # a collective, in which a rank whose counting or logging has stepped aside takes part: the others wait there
+        # a sum, in which a rank whose counting or logging has stepped aside takes part: the others wait there
         if (row := noise.row()) is None or (ranks.several and not row):
             row = noise.nothing
         if summed := self._sum(row):

@@ -1,16 +1,21 @@
 """The ranks of one run: the settings that they share, and their one sum at a log step.
 
-Ranks that sum at different steps, or of which some have no Monitor, meet each other's other collectives: the job dies
-of an error that names nobody. So at its first step each rank puts its settings into the process group's store, where a
-rank can look without waiting for ever. Where one is missing then, the others keep what they count and look again
-whenever they would sum: once all are there they agree on a step to come, from which all sum. Each sum is of one size
-and every rank takes part in it, also one whose counting has failed: its row says so.
+Ranks that sum at different steps, or of which some have no Monitor, would meet each other's other collectives: the job
+hangs, or dies of an error that names nobody. So at its first step each rank puts its settings into the process group's
+store, where a rank can look without waiting for ever. Where one is missing then, the others keep what they count and
+look again whenever they would sum: once all are there they agree on a step to come, from which all sum.
+
+Only a trainer that holds ranks in step lets us sum by a collective. Elsewhere nothing says that all ranks will come:
+each puts its row into the store, the first rank adds them up, and what comes first decides for all: the sums, or a
+rank's word that it has waited long enough. Then all keep what they count and agree anew. Each sum is of one size and
+every rank takes part in it, also one whose counting has failed: its row says so.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -23,7 +28,10 @@ from isoflop.guard import UNKNOWN, Guard, attempt, declare
 
 SUMMING = declare("summing over ranks", UNKNOWN)
 PATIENCE = 10.0
-"""Seconds that a rank waits for the others' settings, once: ranks that train together are at most a step apart."""
+"""Seconds that a rank waits for the others: ranks that train together are at most a step apart."""
+MISSES = 3
+"""Sums that may be missed, and one more for each 1,000 s of the run: waiting in vain is to cost no more than 1%."""
+MISSED = b"missed"
 NEVER = 2**62
 """A step that no rank reaches."""
 
@@ -32,6 +40,7 @@ APART = (
     "monitor.log() on every rank after the join, for a point of all ranks"
 )
 UNCOUNTED = Totals(without_tokens=1, without_labels=1, without_flops=1)
+_Sums = tuple[list[int], list[float]]
 _NUMBERS = itertools.count()  # of the Monitors of this process: the same on every rank
 
 
@@ -43,6 +52,8 @@ class Settings(NamedTuple):
     noise_scale: str
     asks: bool
     """`on_advice` may end the run."""
+    lockstep: bool = False
+    """A trainer has each rank make the same steps."""
 
 
 class Ranks:
@@ -66,6 +77,8 @@ class Ranks:
         self._store: Any = None
         self._looked = False
         self.held: Totals | None = None
+        self._round = self._sums = 0  # how often the ranks have agreed to sum, and their sums since
+        self._missed, self._begun = 0, time.monotonic()
         self._first = 0  # step from which all ranks sum; `NEVER` as long as they have not agreed
 
     @property
@@ -90,21 +103,22 @@ class Ranks:
         store = self._store = self._store or attempt(_store)
         if store is None:
             return
-        keys = [f"{self._key}/{number}" for number in range(world_size())]
+        place = f"{self._key}/{self._round}"
+        keys = [f"{place}/settings/{number}" for number in range(world_size())]
         store.set(keys[rank()], json.dumps([step, *self.settings]))
         if first:
             with suppress(RuntimeError):  # it took too long
                 store.wait(keys, timedelta(seconds=PATIENCE))
         here = len(keys) if store.check(keys) else sum(store.check([name]) for name in keys)
         # whoever is first decides for all: a late rank must not sum where the others have begun without it
-        together = store.compare_set(f"{self._key}/here", "", str(here)) == str(len(keys)).encode()
+        together = not self._round and store.compare_set(f"{place}/here", "", str(here)) == str(len(keys)).encode()
         self._first = 0 if together else NEVER
         if here == len(keys):
             every = [json.loads(store.get(name)) for name in keys]
             settings = [Settings(*values) for _, *values in every]
             if not together:  # ranks look at their own log steps: so far ahead that each will have looked
                 ahead = str(max(at for at, *_ in every) + 2 + 2 * max(each.log_every for each in settings))
-                self._first = int(store.compare_set(f"{self._key}/first", "", ahead))
+                self._first = int(store.compare_set(f"{place}/first", "", ahead))
             self._compare(settings)
         elif first:
             self._guard.once(
@@ -117,6 +131,7 @@ class Ranks:
         self.settings = every[0]._replace(
             asks=any(each.asks for each in every),
             noise_scale=every[0].noise_scale if len({each.noise_scale for each in every}) == 1 else "off",
+            lockstep=all(each.lockstep for each in every),
         )
         for name in ("log_every", "total_steps", "noise_scale"):
             values = [getattr(each, name) for each in every]
@@ -132,9 +147,9 @@ class Ranks:
     ) -> tuple[Totals, list[float]]:
         """This rank's counts, loss and further numbers, summed over ranks.
 
-        A collective: every rank calls it at the same step, with as many numbers. Where it fails, now or before, the
-        counts are unknown, the loss is this rank's own, and there are no further numbers. Before the ranks have agreed
-        to sum the counts are held.
+        Every rank calls it at the same step, with as many numbers. Where it fails, now or before, the counts are
+        unknown, the loss is this rank's own, and there are no further numbers. As long as the ranks have not agreed to
+        sum, or where one of them does not come, the counts are held.
 
         Args:
             part: what this rank has counted.
@@ -151,7 +166,10 @@ class Ranks:
             with self._guard.part(SUMMING):
                 if ranks == 1:
                     raise RuntimeError("the process group has ended")
-                integers, (steps, *sums) = sum_over_ranks(part, [step, *loss, *more])
+                if (came := self._exchange(part, [step, *loss, *more], step)) is None:
+                    self.held = part
+                    return Totals(), list(loss)
+                integers, (steps, *sums) = came
                 if steps != step * ranks:
                     self._guard.once(
                         "ranks sum at different steps (%d here, %g on average): call monitor.step() as often on each "
@@ -164,11 +182,54 @@ class Ranks:
         return UNCOUNTED, list(loss)
 
     def any(self, asked: bool, step: int) -> bool:
-        """Whether some rank asks: a collective of all ranks or none. One that stopped alone would hang the others."""
+        """Whether some rank asks: a sum of all ranks or none. One that stopped alone would hang the others."""
         if self.settings.asks and self.open and step >= self._first:
             with self._guard.part(SUMMING):
-                return sum_over_ranks([int(asked)], [])[0][0] > 0
+                came = self._exchange([int(asked)], [], step)
+                return came is not None and came[0][0] > 0
         return False
+
+    def _exchange(self, integers: Sequence[int], floats: list[float], step: int) -> _Sums | None:
+        """Sums over all ranks; None where not all of them came in time, and so on every rank."""
+        store = self._store
+        if store is None or self.settings.lockstep:
+            return sum_over_ranks(integers, floats)
+        earlier, place = (f"{self._key}/{self._round}/{number}" for number in (self._sums - 1, self._sums))
+        rows, own = [f"{place}/{number}" for number in range(world_size())], rank()
+        store.set(rows[own], json.dumps([[*map(int, integers)], [*map(float, floats)]]))
+        if self._sums:  # it was read
+            store.delete_key(f"{earlier}/{own}")
+        sums, late = MISSED.decode(), False
+        try:
+            store.wait([place] if own else rows, timedelta(seconds=PATIENCE))
+        except RuntimeError:
+            late = True
+        if not (own or late):
+            every = [json.loads(row) for row in store.multi_get(rows)]
+            sums = json.dumps(
+                [[sum(column) for column in zip(*each, strict=True)] for each in zip(*every, strict=True)]
+            )
+            if self._sums:  # every rank is here and so has read it
+                store.delete_key(earlier)
+        came = store.compare_set(place, "", sums)
+        if came == MISSED:
+            self._miss(step, sum(store.check([row]) for row in rows) if late else None)
+            return None
+        self._sums += 1
+        whole, broken = json.loads(came)
+        return whole, broken
+
+    def _miss(self, step: int, here: int | None) -> None:
+        """A sum was given up: the ranks agree anew. `here`: how many came, where this rank has waited for the rest."""
+        self._round, self._sums, self._missed, self._first = self._round + 1, 0, self._missed + 1, NEVER
+        if self._missed > MISSES + (time.monotonic() - self._begun) / (100 * PATIENCE):
+            raise TimeoutError(f"{self._missed} times not all ranks came to a sum within {PATIENCE:g} s")
+        if here is not None:
+            self._guard.once(
+                "only %d of %d ranks came to the sum at step %d within %g s: tokens and FLOPs are unknown until all "
+                "come to one again. Nothing that was counted is lost",
+                *(here, world_size(), step, PATIENCE),
+            )
 
 
 def _store() -> Any:

@@ -64,6 +64,7 @@ class RunInfo:
         log_every: the default interval, in optimizer steps.
         logs_itself: the trainer decides when to log (it calls `Monitor.log`), not the interval.
         together: every rank makes the same calls at the same steps, so that an evaluation may sum over ranks.
+        lockstep: … and as many optimizer steps; else no collective is safe, for a rank may never come to it.
         run_id: of the record, once that is open.
         own: the folder below the record's that holds this run's events and passport: "" is that folder itself, None
             is still to be decided, for another run's may be there (plain loops, whose default folder is one).
@@ -89,6 +90,7 @@ class RunInfo:
     log_every: int = 10
     logs_itself: bool = False
     together: bool = False
+    lockstep: bool = False
     run_name: str | None = None
     run_id: str | None = None
     own: str | None = ""
