@@ -367,7 +367,7 @@ def test_charts_of_one_run_are_joined_and_answered_by_the_name_that_is_listed(tm
     assert result.questions == () and run.name == "big"
     assert [[*point.losses] for point in run.points] == [["train"], ["train", "eval/val"], ["train", "eval/val"]]
     assert [point.tokens for point in run.points] == [5e6, 10e6, 15e6]
-    assert f"{tmp_path / 'b.csv'} is a chart of it too: joined" in result.imported[0].notes
+    assert f"{tmp_path / 'b.csv'} is of it too: joined" in result.imported[0].notes
     # the same loss, another folder, or a curve that ends far earlier: of another run, called by its file
     write(tmp_path / "b.csv", chart("train/loss", (10, 20, 30)).replace("3.9", "3.5"))
     assert [run.name for run in import_runs([tmp_path]).runs] == ["a/big", "b/big"]

@@ -34,6 +34,7 @@ MOST_SEQUENCES = 32_768  # A batch of more is one of tokens, or rare
 LARGE = 1e7  # A count beyond this is one of ones, whatever its fractions
 FEWEST = 16.0  # Tokens a step below which a count is in other units
 SLOWER = 0.25  # Growth of a count over its first value a step, below which it does not go on as it began
+RESUMED = 4  # Intervals between steps beyond which a log begins behind its run's start
 VARIES = 0.2  # Share of steps from which on a count that falls is one of each step, not of a run that began again
 
 
@@ -258,6 +259,9 @@ def _no_count(logged: Logged, name: str, fewest: float = 0.0) -> str:
         return ""
     if values[-1] * factor < fewest * steps[-1]:
         return f"it makes {values[-1] * factor / steps[-1]:.3g} a step, as if in thousands or millions"
+    gap, growth = steps[1] - steps[0], values[1] - values[0]
+    if steps[0] > RESUMED * gap and values[0] <= 2 * growth:
+        return f"it begins again at step {steps[0]:,}, as after a resume"
     slow = (values[-1] - values[0]) / (steps[-1] - steps[0]) < SLOWER * values[0] / steps[0]
     return "it does not grow as it began: of single steps, or of a part of the run" if slow else ""
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import codecs
 import csv
+import gzip
 import json
 import math
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from typing import Any, BinaryIO
 from isoflop.record.lines import MAX_LINE_BYTES, Problems, bounded_lines
 from isoflop.record.run import RecordError
 
+GZIP = b"\x1f\x8b"
 SAMPLE = 1 << 16  # Bytes from which a file's dialect is told
 SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:(,)|[\s'\u2019])\d{3}(?:(?(1),|[\s'\u2019])\d{3})*(\.\d*)?")
@@ -234,7 +237,10 @@ MAX_SETTINGS = 1000
 
 @contextmanager
 def open_bytes(path: str | os.PathLike[str], expected: str = "a file", most: int | None = None) -> Iterator[BinaryIO]:
-    """A regular file of at most `most` bytes, open; an error while it is read is told as a problem of the file."""
+    """A regular file of at most `most` bytes, open, and unpacked if it is gzip's and read by line (no `most`).
+
+    An error while it is read is told as a problem of the file.
+    """
     try:
         if not os.path.isfile(path):  # a pipe would wait for ever
             came = "a folder or a device" if os.path.exists(path) else "no such file"
@@ -242,10 +248,16 @@ def open_bytes(path: str | os.PathLike[str], expected: str = "a file", most: int
         with open(path, "rb") as stream:
             if most is not None and (size := os.fstat(stream.fileno()).st_size) > most:
                 raise ImportProblem(f"{os.fspath(path)}: expected at most {most} bytes, got {size}")
-            yield stream
+            if stream.peek(2)[:2] != GZIP:
+                yield stream
+            elif most is None:
+                with gzip.open(stream) as unpacked:
+                    yield unpacked  # type: ignore[misc]  # a BinaryIO by its methods
+            else:  # which would be read whole, whatever its size
+                raise ImportProblem(f"{os.fspath(path)} is a compressed file: unpack it")
     except ImportProblem:
         raise
-    except (OSError, ValueError, RecursionError, OverflowError, MemoryError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError, OverflowError, MemoryError) as error:
         raise ImportProblem(f"{os.fspath(path)}: expected {expected} that can be read, got {why(error)}") from None
 
 
@@ -330,8 +342,13 @@ def read_hparams(path: Path, problems: list[str]) -> dict[str, Any] | None:
 
 def stem(path: str | os.PathLike[str]) -> str:
     """A name for what lies at a path: the file's without its ending, the folder's."""
-    full = Path(os.path.abspath(path))
+    full = unpacked(os.path.abspath(path))
     return full.stem if full.suffix else full.name
+
+
+def unpacked(path: str | os.PathLike[str]) -> Path:
+    """A path without gzip's ending."""
+    return Path(path).with_suffix("") if os.fspath(path).lower().endswith(".gz") else Path(path)
 
 
 def flat(settings: object, prefix: str = "", depth: int = 3) -> dict[str, Any]:

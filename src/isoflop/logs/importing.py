@@ -14,16 +14,15 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
 from isoflop.console import listed
 from isoflop.logs import table, tensorboard, trackers, trainers
 from isoflop.logs.convert import Doubt, Imported, NoLoss, assembled
 from isoflop.logs.counts import SizeOf, size_of_config
-from isoflop.logs.files import ImportProblem, csv_rows, dialect_of, head, plain
+from isoflop.logs.files import ImportProblem, csv_rows, dialect_of, head, plain, unpacked
 from isoflop.logs.given import UNITS, Answers, Given
 from isoflop.logs.logged import Logged
-from isoflop.logs.names import kind_of, role_of
+from isoflop.logs.names import role_of
+from isoflop.logs.siblings import joined, without_copies, without_parts, without_ranks
 from isoflop.logs.steps import by_step
 from isoflop.record.lines import Problems
 from isoflop.record.paths import describe_links, is_link_out, is_record
@@ -53,7 +52,6 @@ EXPECTED = (
 )
 MOST_WITHOUT = 5  # Sets of columns without a loss, each named
 NO_LOSSES = "no loss is in them: name its column with --loss COLUMN (an evaluation's with --loss eval/val=COLUMN)"
-TELLING = 5  # Equal values at equal steps that are no chance
 QUESTIONS = {
     "params": ("N is", "--params 124M (or --config config.json)", "--params NAME=124M", "fit and plan can't use"),
     "tokens": (
@@ -121,7 +119,7 @@ def import_runs(
         _Search(kind, given, leave_out),
         problems,
     )
-    for logged in _with_charts_joined(read):
+    for logged in joined(read):
         names[logged.names] = None
         columns.update(logged.columns, logged.columns.unused, logged.labels, logged.settings, logged.groups)
         columns.update(role.name for name in logged.columns if (role := role_of(name)) and role.kind == "loss")
@@ -148,8 +146,9 @@ def import_runs(
         problems.append(f"{listed([*dict.fromkeys(sources)], most=1)}: {cause}")
     if names:
         problems.extend(given.of_nobody(names, columns))
-    found = _named_apart(_without_copies(tuple(imported.values())))
-    questions = (*_questions(found), *_doubts(found), *_ungrouped(found, given.group), *_early(found))
+    found, parts = without_parts(without_ranks(without_copies(tuple(imported.values()))))
+    found = _named_apart(found)
+    questions = (*_questions(found), *_doubts(found), *_ungrouped(found, given.group), *_early(found), *parts)
     return ImportResult(found, tuple(dict.fromkeys(problems)), questions, sum(map(len, refused.values())))
 
 
@@ -207,73 +206,6 @@ def _early(found: tuple[Imported, ...]) -> Iterator[str]:
             f"the log ends in the middle of the decay of {shares}, where most runs end at {usual:.0%}: was it stopped? "
             "It is taken as finished. To answer: --table runs.csv with the columns run,total_steps."
         )
-
-
-def _without_copies(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
-    """Each run once: of logs with the same values at the same steps the one with most of them, and most digits.
-
-    A log that begins like another and goes on otherwise is a fork of it: both stay, and it is said.
-    """
-    kept: list[Imported] = []
-    by_start: dict[tuple[str, ...], list[int]] = {}
-    for one in sorted(found, key=lambda one: (-len(one.curve), one.single, len(one.missing))):
-        values = one.curve.arrays()[1]
-        start = tuple(f"{value:.5g}" for value in values[:2])
-        same = by_start.setdefault(start, [])
-        for index in same if len(values) >= TELLING else ():
-            other = kept[index]
-            if other.source == one.source:  # what tells runs of one file apart is known
-                continue
-            shared = _shared(one, other)
-            if shared == len(values):
-                note = f"{one.source} is a copy or another logger's log of it, left out"
-                kept[index] = replace(other, notes=(*other.notes, note))
-                break
-            if shared >= TELLING:
-                fork = f"shares its first {shared} values with {other.run.name}: forked from it, or a second attempt"
-                one = replace(one, notes=(*one.notes, fork))
-        else:
-            same.append(len(kept))
-            kept.append(one)
-    order = {one.run.run_id: index for index, one in enumerate(found)}
-    return tuple(sorted(kept, key=lambda one: order[one.run.run_id]))
-
-
-def _with_charts_joined(found: Iterable[Logged]) -> Iterator[Logged]:
-    """Each run once: the charts of W&B's that were exported of it hold some of its columns each, and its name.
-
-    Charts in one folder are of one run where the columns are others and the shorter reaches half as far at least.
-    """
-    charts: dict[tuple[str, str], list[Logged]] = {}
-    for logged in found:
-        if not logged.is_chart:
-            yield logged
-            continue
-        alike = charts.setdefault((logged.name, os.path.dirname(logged.source)), [])
-        same = next((i for i, other in enumerate(alike) if _of_one_run(logged, other)), None)
-        if same is None:
-            alike.append(logged)
-        else:
-            alike[same] = alike[same].with_chart(logged)
-    for alike in charts.values():
-        yield from alike
-
-
-def _of_one_run(one: Logged, other: Logged) -> bool:
-    shared = [name for name in one.columns if name in other.columns]
-    if one.losses & other.losses or [kind_of(name) for name in shared] != ["step"]:
-        return False
-    shorter, longer = sorted(max(each.columns[shared[0]].values) for each in (one, other))
-    return one.source != other.source and longer <= 2 * shorter
-
-
-def _shared(one: Imported, other: Imported) -> int:
-    """How many values at the start two curves have in common, to the digits of the poorer."""
-    (steps, values, _), (their_steps, theirs, _) = one.curve.arrays(), other.curve.arrays()
-    n = min(len(steps), len(their_steps))
-    close = np.isclose(values[:n], theirs[:n], rtol=2e-7 if one.single or other.single else 0, atol=0, equal_nan=True)
-    same = (steps[:n] == their_steps[:n]) & close
-    return n if same.all() else int(np.argmin(same))
 
 
 def _doubts(found: tuple[Imported, ...]) -> Iterator[str]:
@@ -389,7 +321,7 @@ class _Search:
             return
         better = of_trainer
         for file in (folder / name for name in files) if not of_trainer else ():
-            ending = file.suffix.lower()
+            ending = unpacked(file).suffix.lower()
             if ending in (*TABLES, *LINES):
                 try:
                     reader = self._reader_of(file, None)
@@ -425,7 +357,7 @@ class _Search:
             if b'"isoflop"' in start and b'"header"' in start:
                 raise ImportProblem(f"{path}: is a record of isoflop's own: the commands read it as it is")
             got = "JSON of another kind"
-        by_ending = path.suffix.lower() in TABLES
+        by_ending = unpacked(path).suffix.lower() in TABLES
         if got in (None, "JSON of another kind") and not by_ending and trainers.is_lines(path, self.given):
             return "lines"
         if got is None and (by_ending or _is_table(path)):

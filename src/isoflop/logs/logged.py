@@ -21,7 +21,7 @@ from isoflop.arrays import Array
 from isoflop.averages import increments
 from isoflop.logs.files import ImportProblem, plain, read_json
 from isoflop.logs.given import EVERY, Answers, either
-from isoflop.logs.names import Kind, Role, factor_of, part_words, role_of
+from isoflop.logs.names import AVERAGED, Kind, Role, factor_of, kind_of, part_words, role_of, words
 from isoflop.record.run import Status
 
 MAX_STEP = 2**63 - 1
@@ -204,12 +204,13 @@ class Logged:
         rows = 1 + max(column.steps[-1] for column in self.columns.values())
         columns = self.columns.like(self.columns)
         columns.unused.update(other.columns.unused)
-        for name, column in other.columns.items():
+        further = {name: one for name, one in other.columns.items() if name not in columns or kind_of(name) == "step"}
+        for name, column in further.items():
             both = columns[name].taken(slice(None)) if name in columns else Column()
             for row, value, time in column:
                 both.add(row + rows, value, time)
             columns[name] = both
-        return replace(self, columns=columns, notes=(*self.notes, f"{other.source} is a chart of it too: joined"))
+        return replace(self, columns=columns, notes=(*self.notes, f"{other.source} is of it too: joined"))
 
     def count(self, name: str) -> Count | None:
         """The count that a column logged, in ones; None where it holds none: values that are finite and don't fall."""
@@ -315,12 +316,14 @@ def _doubt_sum(logged: Logged, column: str, losses: Losses) -> None:
 def _candidates(logged: Logged) -> dict[str, list[str]]:
     """Columns by loss, the best first; parts of a loss that training logged too are none."""
     parts = {word for name in logged.columns.unused for word in part_words(name)}
-    ranked: dict[str, list[tuple[tuple[bool, bool, int, int], str]]] = defaultdict(list)
+    ranked: dict[str, list[tuple[tuple[int, ...], str]]] = defaultdict(list)
     for column, values in logged.columns.items():
         role = Role("loss", "train") if column == "isoflop/loss" else role_of(column)
         if role is None or role.kind != "loss" or not len(values) or (role.parts and role.parts <= parts):
             continue
-        rank = (column != "isoflop/loss", bool(role.unit), -len(values), role.rank)
+        there = {*words(column)}
+        plainly = (bool(there & AVERAGED), "train" not in there)  # a mean of what, and since when, is not known
+        rank = (column != "isoflop/loss", bool(role.unit), -len(values), role.rank, *plainly)
         ranked[role.name].append((rank, column))
     return {name: [column for _, column in sorted(columns)] for name, columns in ranked.items()}
 

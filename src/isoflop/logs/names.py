@@ -35,6 +35,8 @@ def _words_of(text: str) -> frozenset[str]:
 _TRAIN = _words_of("train training trn")
 _EVAL = _words_of("eval evaluation evaluate val valid validation validate test dev heldout")
 SPLITS = _TRAIN | _EVAL
+TRAINING, EVALUATIONS = _TRAIN, _words_of("eval evaluation val valid validation")
+"""Words of a file's name that say which losses it holds; `test` and `dev` may be of something else."""
 _PURE = _words_of("nll ce xent crossentropy lm")
 """Of several losses of one kind these leave out what is added to the cross-entropy."""
 _PERPLEXITY = _words_of("ppl perplexity")
@@ -48,6 +50,7 @@ _OTHER = _words_of(
     "per sec second seconds vs max min std best lowest scale scaler samples runtime time grad norm weight coef ratio "
     "accuracy acc diff delta improvement count predict target smoothing steps patience threshold spike spikes"
 )
+AVERAGED = _words_of("mean avg average")
 _SMOOTHED = _words_of("ema smooth smoothed running moving scaled epoch")
 _PARTS = _words_of(
     "z aux auxiliary kl box cls dfl mtp balance balancing router policy reg regularization recon reconstruction commit "
@@ -59,7 +62,7 @@ _CUMULATIVE = _words_of("total cumulative cum global consumed seen far accumulat
 _COUNTED = SPLITS - _EVAL | _CUMULATIVE
 _COUNTED |= _words_of(
     "n num nb number of processed input in so all throughput count the state data progress time trainer trained "
-    "ntokens now until since start optim"
+    "ntokens now until since start optim metrics"
 )
 _A_STEP = _words_of("step batch iteration iter update")
 _SAMPLE = _words_of("sample samples sequences examples")

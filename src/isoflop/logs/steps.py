@@ -107,7 +107,7 @@ def _fault(logged: Logged, name: str) -> str:
         values = values[np.isin(rows, max(losses, key=len).arrays()[0])]
     falls, least, kept = _superseded(values)
     lost = len(values) - int(kept.sum())
-    if falls and lost > LOST * len(values) and not _is_disorder(values):
+    if falls and _is_too_much(lost, least, values) and not _is_disorder(values):
         return f"goes back {falls} times, down to {least:,.0f}: {lost:,} of {len(values):,} rows would be lost"
     return ""
 
@@ -118,6 +118,11 @@ def _superseded(steps: NDArray[Any]) -> tuple[int, float, NDArray[np.bool_]]:
     kept = np.append(steps[:-1] < later[1:], True)
     down = np.flatnonzero(steps[1:] < steps[:-1]) + 1
     return len(down), float(steps[down].min()) if len(down) else 0.0, kept
+
+
+def _is_too_much(lost: int, least: float, steps: NDArray[Any]) -> bool:
+    """True where steps that go back would lose more than half of the values; of two epochs it is just the half."""
+    return lost > LOST * len(steps) or (lost == LOST * len(steps) and least <= steps[0])
 
 
 def _is_disorder(steps: NDArray[Any]) -> bool:
@@ -185,7 +190,7 @@ def _in_order(name: str, column: Column, logged: Logged, notes: list[str], chose
     falls, least, kept = _superseded(steps)
     lost = len(steps) - int(kept.sum())
     of = f"{lost:,} of {len(steps):,} values"
-    if falls and chosen is None and lost > LOST * len(steps):
+    if falls and chosen is None and _is_too_much(lost, least, steps):
         raise ImportProblem(
             f"{where} go back {falls} times, down to {least:,.0f}; {of} would be lost: several runs in it, or steps "
             f"that begin again. {ASK}",

@@ -28,6 +28,7 @@ from isoflop.logs.files import (
     plain,
     read_hparams,
     stem,
+    unpacked,
     why,
 )
 from isoflop.logs.given import Given
@@ -79,14 +80,14 @@ def read(source: str, given: Given) -> list[Logged]:
     exported = _exports(header)
     if exported:
         header, rows = _by_run(header, rows, exported, problems)
-    tag = _TAG.fullmatch(path.stem)
+    tag = _TAG.fullmatch(unpacked(path).stem)
     if tag and "Value" in header:  # a chart that TensorBoard's page saved
         header = [tag["tag"] if name == "Value" else name for name in header]
     for name in given.run:
         if name not in header:
             there = ", ".join(plain(one, 40) for one in header[:12])
             raise ImportProblem(f"{path}: --run: expected one of its columns {there}, got {name!r}")
-    told = words(path.stem)
+    told = words(unpacked(path).stem)
     of_file = any(told[-len(words(name)) :] == words(name) for name in header)
     if "samples" in told and of_file and any(kind_of(name) == "step" for name in header):
         raise ImportProblem(f"{path}: its steps count samples (DeepSpeed): divide them by the batch size")
@@ -114,7 +115,7 @@ def read_lightning(source: str, given: Given) -> list[Logged]:
 
 def is_lightning(path: Path) -> bool:
     """True for Lightning's CSV logs: by the neighbour, the folder, or a first step of a trainer that counts from 0."""
-    header, *rows = [*islice(csv_rows(path, Problems("")), 3)] or [[]]
+    header, *rows = [*islice(csv_rows(path, Problems("")), 20)] or [[]]
     header = [name.strip() for name in header]
     if "step" not in header:
         return False
@@ -122,7 +123,7 @@ def is_lightning(path: Path) -> bool:
     if (path.parent / "hparams.yaml").is_file() or (named and path.parent.name.startswith("version_")):
         return True
     index = header.index("step")
-    steps = [cell_number(row[index]) if index < len(row) else None for row in rows]
+    steps = [*dict.fromkeys(cell_number(row[index]) if index < len(row) else None for row in rows)]
     first, second = (*steps, None, None)[:2]
     return named and (first == 0.0 or (first is not None and second == 2 * first + 1))
 
@@ -404,7 +405,7 @@ class Rows:
     def _pivot(self) -> None:
         """Columns by metric where a row holds one metric's value; losses by split where a row says its split."""
         values = next(filter(is_value, self.columns), None)
-        metric = next((name for name in self.labels if {*words(name)} & METRIC and run_rank(name) is None), None)
+        metric = next((name for name in self.labels if {*words(name)} & METRIC and self._names_metrics(name)), None)
         if values is not None and metric is not None:
             self._split(metric, [values], lambda word, name: word)
         for label, column in list(self.labels.items()):
@@ -412,6 +413,10 @@ class Rows:
             if told and run_rank(label) is None and label not in self.given.run and len(column.codes) <= 12:
                 losses = [name for name in self.columns if kind_of(name) == "loss"]
                 self._split(label, losses, _of_split)
+
+    def _names_metrics(self, label: str) -> bool:
+        """True for a column of names of metrics; a `key` may tell runs apart, too."""
+        return run_rank(label) is None or any(kind_of(word) == "loss" for word in self.labels[label].codes)
 
     def _split(self, label: str, names: list[str], called: Callable[[str, str], str]) -> None:
         self.pivots.append(label)

@@ -122,8 +122,7 @@ def _columns(state: dict[str, Any], given: Given, problems: Problems) -> tuple[C
             continue
         if ours and "loss" in entry:
             entry = {"isoflop/loss": entry["loss"], **entry}
-        norm = number(entry.get("grad_norm"))
-        hidden = norm is None or not math.isfinite(norm)  # a loss that rounds to 0 has a gradient
+        hidden = _hides_nan(entry)
         for name, cell in entry.items():
             value = number(cell)
             if name in ("loss", "isoflop/loss") and value == 0.0 and hidden:
@@ -142,6 +141,12 @@ def _columns(state: dict[str, Any], given: Given, problems: Problems) -> tuple[C
         f"loss 0.0 at step {', '.join(map(str, zeros[:5]))}{more}: the Trainer logs a NaN loss so "
         "(logging_nan_inf_filter); taken as NaN"
     ]
+
+
+def _hides_nan(entry: dict[str, Any]) -> bool:
+    """True where a loss of 0 is the Trainer's NaN: a loss that rounds to 0 has a gradient."""
+    norm = number(entry.get("grad_norm"))
+    return norm is None or not math.isfinite(norm)
 
 
 def _flos(states: list[tuple[Path, dict[str, Any]]], last: int) -> dict[int, float]:
@@ -170,13 +175,21 @@ _LLM_C = {"tel": "val_loss", "trl": "train_loss"}
 _FORMS = (
     (re.compile(r"^s:(\d+) (t[er]l):"), lambda found: f"|step {found[1]} {_LLM_C[found[2]]} "),
     (re.compile(r"^(\d+) (train|val) (?=\d+\.\d+$)"), lambda found: f"|step {found[1]} {found[2]}_loss "),
-    (re.compile(r"\bon:train (\d+)(?:\.0)?it/\S+"), lambda found: f"|step {found[1]}|"),
+    (re.compile(r"\bon:train (\d+(?:\.\d+)?k?)it/\S+"), lambda found: f"|step {found[1]}|"),
     (re.compile(r"^\[batch=(\d+)/\d+\](?=:?$)"), lambda found: f"|step {found[1]}]"),
     (re.compile(r"^Step\.\.\. \((\d+) \|"), lambda found: f"|step {found[1]}|"),
     (re.compile(r"\b(\d+)/ *\d+ batches\b"), lambda found: f"|step {found[1]}|"),
     (re.compile(r"\b(\d+)/\d+ \[\d[\d:]*<[\d:?]+,[^,\]]*"), lambda found: f"|step {found[1]}|"),
+    (re.compile(r"\bSaving dict for global step (\d+): global_step = \1\b"), lambda found: f"|eval step {found[1]}"),
+    (re.compile(r"^\| *([A-Za-z][\w ]*?) *\| *([\d,.]+) *\|?$"), lambda found: f"{found[1]}: {found[2]}"),
 )
-"""Lines that do not say what they tell, as some that do: of llm.c, build-nanogpt, levanter, Composer, Flax, tqdm."""
+"""Lines that do not say what they tell, as some that do.
+
+Of llm.c, build-nanogpt, levanter, Composer, Flax, tqdm, TensorFlow's Estimator, a table of settings.
+"""
+_SET = re.compile(r"\bon (\w+) set\b")  # Megatron's `validation loss at iteration 10 on test set`
+_BAR = re.compile(r"\s*\d+%\|[^|]*\| *(\d+)/(\d+) \[")
+"""A progress bar without a name, such as the Trainer's: the step, and of how many."""
 SAMPLE = 1 << 18
 MAX_DOCUMENT = 1 << 28
 
@@ -194,22 +207,68 @@ def read(source: str, given: Given) -> list[Logged]:
     path = Path(source)
     rows = Rows(Problems(str(path)), given)
     settings: dict[str, Any] = {}
-    start = head(path, SAMPLE)
+    start, bars = head(path, SAMPLE), _Bars()
     with open_bytes(path) as stream:
         lines = decoded(
             stream, Dialect(dialect_of(start).encoding), Problems("")
         )  # bytes that are no text: passed over
-        for line, cells in _document(path, start) or _quantities(lines):
-            if _is_point(cells, given) or (len(rows) and _has_step(cells)):
+        for line, cells in _document(path, start) or _quantities(bars.passing(lines)):
+            if JSON in cells and bars.seen and _is_point(cells, given) and not _has_step(cells):
+                bars.rows.append((line, cells, {}))
+            elif _is_point(cells, given) or (len(rows) and _has_step(cells)):
                 rows.add(cells, line)
             elif not _has_step(cells):
                 for name, value in cells.items():
                     settings.setdefault(_setting(name), value)
+    total = bars.total()
+    for line, cells, after in bars.rows:
+        rows.add(cells if total is None else {"step": after[total], **cells}, line)
+    if total is not None:
+        settings = {"max_steps": total, **settings}
     if not len(rows):
         raise ImportProblem(f"{path}: expected lines with a step and a loss, got none")
     _join_steps(rows.columns)
     called = stem(path) if stem(path) not in CALLED else Path(os.path.abspath(path)).parent.name
-    return rows.runs("lines", str(path), called, settings=settings)
+    return rows.runs("lines", str(path), called, settings=settings, averaged=total is not None)
+
+
+class _Bars:
+    """The Trainer's progress bars, from which its printed logs, which have no step, get theirs.
+
+    A log clears the bars and draws them again behind it, so that the next one shows its step. An evaluation has a bar
+    of its own, with another total.
+    """
+
+    def __init__(self) -> None:
+        self.seen = False
+        self.rows: list[tuple[int, dict[str, Any], dict[int, int]]] = []  # line, cells, next step by total
+
+    def passing(self, lines: Iterable[str]) -> Iterator[str]:
+        """The lines but for bars that tell a step alone."""
+        for line in lines:
+            parts = line.split("\r") if "%|" in line else [line]
+            for index, part in enumerate(parts):
+                if (bar := _BAR.match(part)) is None or "=" in part[bar.end() :]:
+                    continue
+                self.seen, parts[index] = True, ""
+                for _, _, after in reversed(self.rows):
+                    if int(bar[2]) in after:
+                        break
+                    after[int(bar[2])] = int(bar[1])
+            yield "\r".join(parts)
+
+    def total(self) -> int | None:
+        """The steps planned: the total of a bar that is behind each log and rises from one of training to the next."""
+        for total in self.rows[0][2] if self.rows else ():
+            steps = [after.get(total, -1) for _, _, after in self.rows]
+            of_training = [step for step, (_, cells, _) in zip(steps, self.rows, strict=True) if "loss" in cells]
+            if (
+                min(steps) > 0
+                and all(one <= other for one, other in pairwise(steps))
+                and len(of_training) == len({*of_training})
+            ):
+                return total
+        return None
 
 
 def _document(path: Path, start: bytes) -> list[tuple[int, dict[str, Any]]]:
@@ -231,6 +290,8 @@ def _document(path: Path, start: bytes) -> list[tuple[int, dict[str, Any]]]:
 def _told(value: dict[str, Any]) -> dict[str, Any]:
     """The cells of an object; of the Trainer's last words not the means over the whole run."""
     cells = flat(value)
+    if {"learning_rate", "epoch"} <= cells.keys() and number(cells.get("loss")) == 0.0 and _hides_nan(cells):
+        cells["loss"] = math.nan
     return {name: cell for name, cell in cells.items() if "train_runtime" not in cells or name not in ONCE} | {
         JSON: None
     }
@@ -299,6 +360,8 @@ def _cells(line: str) -> dict[str, Any]:
         cells = dict(printed_cells(line))
         of_steps = [words(name) for name in cells if {*words(name)} & _STEPS]
         told = next((word for found in of_steps for word in found if word in _EVALUATES), None)
+        if told and (named := _SET.search(line)) and named[1] in _EVALUATES:
+            told = named[1]
     return {_as_evaluated(_plain_step(name), told): cell for name, cell in cells.items()}
 
 
