@@ -20,6 +20,7 @@ from werkzeug.test import Client
 
 from isoflop.cli import app
 from isoflop.figures import study
+from isoflop.fit.runs import final_loss
 from isoflop.record import LAST, SMALL, Digest, RecordLog, Run, glimpse, read_run
 from isoflop.record.lines import PER_DOUBLING
 from isoflop.tab import RecordStore, Root, Routes, Tail
@@ -534,6 +535,23 @@ def test_the_first_figure_can_be_drawn_against_other_axes(tmp_path: Path):
     assert "expected one of flops, 6nd, tokens" in asked.refused("figure", key="loss-flops", x="colour")
     assert "expected one of" in asked.refused("figure", key="waste", x="tokens")
     assert asked("figure", key="loss-flops", x="tokens", loss="eval/none")["plot"] is None
+
+
+def test_smoothed_at_five_percent_a_curve_ends_at_the_final_loss_and_the_fit_stays(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    points = [replace(p, losses={"train": p.losses["train"] + rng.normal(0, 0.1)}) for p in GRID[0].points]  # type: ignore[operator]
+    write(tmp_path, replace(GRID[0], points=tuple(points)))
+    asked, drawn = Asked(tmp_path), {}
+    for smooth in ("", "0.05"):
+        answer = asked("figure", key="loss-flops", smooth=smooth)
+        (line,) = [trace for trace in answer["plot"]["data"] if trace["name"] == GRID[0].name]
+        drawn[smooth] = np.frombuffer(base64.b64decode(line["y"]["bdata"]), line["y"]["dtype"])
+        assert any("last 5% of the steps" in note for note in answer["notes"]) is bool(smooth)
+    assert drawn["0.05"][-1] == pytest.approx(final_loss(points, "train"), rel=1e-6)
+    assert drawn[""][-1] == pytest.approx(points[-1].losses["train"], rel=1e-6)
+    assert np.abs(np.diff(drawn["0.05"], 2)).mean() < 0.5 * np.abs(np.diff(drawn[""], 2)).mean()
+    assert "expected one of 0, 0.02" in asked.refused("figure", key="loss-flops", smooth="0.5")
+    assert "expected one of" in asked.refused("figure", key="waste", smooth="0.1")
 
 
 def test_a_row_tells_what_the_list_shows(tmp_path: Path):

@@ -35,16 +35,17 @@ def until(driver: Any, script: str) -> Any:
     return WebDriverWait(driver, LONGEST, poll_frequency=0.1).until(lambda d: d.execute_script(script))
 
 
-def opened(driver: Any, url: str, within: bool = False) -> None:
-    """The tab with its first figure; within TensorBoard's page, or alone, which takes less time."""
+def opened(driver: Any, url: str, within: bool | None = False) -> None:
+    """The tab with its first figure; within TensorBoard's page (None: at this very link), or alone: quicker."""
     from selenium.webdriver.support.ui import WebDriverWait
 
     driver.switch_to.default_content()
     driver.get("about:blank")
     for log in ("browser", "performance"):  # of the page before, whose server is gone
         driver.get_log(log)
-    driver.get(f"{url}#isoflop" if within else f"{url}data/plugin_entry.html?name=isoflop")
-    if within:
+    places = {True: f"{url}#isoflop", False: f"{url}data/plugin_entry.html?name=isoflop", None: url}
+    driver.get(places[within])
+    if within is not False:
         frame = WebDriverWait(driver, LONGEST).until(lambda d: d.find_elements("css selector", "iframe[src*=isoflop]"))
         driver.switch_to.frame(frame[0])
     until(driver, "return document.querySelector('.figure[data-drawn]')")
@@ -228,6 +229,43 @@ def test_the_table_sorts_and_the_axis_can_be_changed(chromium: Any, tmp_path: Pa
         title = "return document.querySelector('.figure .plot').layout.xaxis.title.text"
         assert until(chromium, f"{title}?.includes('tokens')")
         assert until(chromium, f"return {RUNS} === 4") and console(chromium) == []
+
+
+def test_a_link_shows_what_its_sender_saw(chromium: Any, tmp_path: Path):
+    for i, run in enumerate(GRID[:4]):
+        points = (*run.points[:-1], replace(run.points[-1], losses={"train": 2.5, "eval/val": 2.5 + 0.25 * i}))
+        write(tmp_path / run.name, replace(run, points=points))
+    thick = f"{CURVES}.filter(t => t.line?.width === 4).map(t => t.name)"
+    with tensorboard(tmp_path) as url:
+        opened(chromium, url, within=True)
+        until(chromium, f"return {RUNS} === 4")
+        chromium.execute_script("document.querySelectorAll('.runs input')[0].click()")
+        until(chromium, f"return {RUNS} === 3")
+        choose = "const box = document.querySelector('select[aria-label=\"{}\"]'); box.value = '{}'; "
+        choose += "box.dispatchEvent(new Event('change'))"
+        for label, value in (("against", "tokens"), ("loss", "train"), ("smoothing of training losses", "0.05")):
+            chromium.execute_script(choose.format(label, value))
+        until(chromium, "return document.querySelector('.figure .notes').innerText.includes('last 5% of the steps')")
+        chromium.execute_script("document.querySelectorAll('.runtable .pin')[1].click()")
+        assert until(chromium, f"return {thick}") == [GRID[2].name]
+        rows = chromium.execute_script(
+            "return [...document.querySelectorAll('.runtable tbody tr')].map(r => r.innerText)"
+        )
+        assert GRID[2].name in rows[0] and "(−0.2500)" in rows[1] and "(+0.2500)" in rows[2]
+        chromium.switch_to.default_content()
+        link = chromium.current_url
+        assert "#isoflop&p.isoflop." in link
+        # another browser, which has kept nothing
+        chromium.execute_script("localStorage.clear()")
+        chromium.get("about:blank")
+        opened(chromium, link, within=None)
+        assert until(chromium, f"return {RUNS} === 3 && {thick}") == [GRID[2].name]
+        assert chromium.execute_script("return document.querySelector('.figure .plot').layout.xaxis.title.text") == (
+            "D, processed less padding (tokens)"
+        )
+        assert "last 5%" in chromium.execute_script("return document.querySelector('.figure .notes').innerText")
+        chromium.execute_script("localStorage.clear()")
+        assert console(chromium) == []
 
 
 def test_hostile_names_are_shown_as_texts(chromium: Any, tmp_path: Path):

@@ -97,6 +97,24 @@ def loss_series(study: Study, x_of: Callable[[RunCurve], Array]) -> tuple[list[S
     return found, missing
 
 
+def smoothed(study: Study, share: float) -> Study:
+    """A study with each training loss as the mean over the last `share` of the steps up to it.
+
+    So its end at 5% is the final loss that laws are fitted to (`fit.runs.at_end`). What was fitted stays.
+    """
+    curves = []
+    for curve in study.curves:
+        loss = curve.losses.get("train", np.empty(0))
+        known = np.flatnonzero(np.isfinite(loss))
+        sums, steps = np.concatenate([[0.0], np.cumsum(loss[known])]), curve.step[known]
+        first, means = np.searchsorted(steps, (1 - share) * steps), loss.copy()
+        means[known] = (sums[1:] - sums[first]) / (np.arange(len(known)) + 1 - first)
+        curves.append(replace(curve, losses={**curve.losses, "train": means}) if len(loss) else curve)
+    made = replace(study)
+    vars(made).update({**vars(study), "curves": tuple(curves)})
+    return made
+
+
 def axis_of_losses(study: Study, curves: Sequence[Series]) -> tuple[Axis, tuple[str, ...]]:
     """The axis of these curves, ended where one that diverged would leave the others no room; and a note then."""
     highest = {each.name: float(each.y[np.isfinite(each.y)].max()) for each in curves}

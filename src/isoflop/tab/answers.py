@@ -114,17 +114,25 @@ def advice_answer(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return [asdict(advice) | {"key": key, "run": advice.run[:MOST_TEXT]} for advice, key in found[-MOST_ADVICE:]]
 
 
-def figure_answer(key: str, study: Study, state: str, theme: str, axis: str = "", loss: str = "") -> dict[str, Any]:
-    """One figure for plotly, or the reason why there is none; `axis` and `loss` as of `loss_against`; "": default."""
+def figure_answer(
+    key: str, study: Study, state: str, theme: str, axis: str = "", loss: str = "", smooth: float = 0.0
+) -> dict[str, Any]:
+    """One figure for plotly, or the reason why there is none.
+
+    `axis` and `loss` as of `loss_against`, "": default; training losses as means over the last `smooth` of the steps.
+    """
     from isoflop.figures import FIGURES, NoFigure
     from isoflop.figures.by_compute import loss_against
+    from isoflop.figures.curves import smoothed
     from isoflop.figures.plotly import plotly_figure
 
+    study = smoothed(study, smooth) if smooth else study
     made = loss_against(study, axis, loss) if axis else FIGURES[key](study)
     answer: dict[str, Any] = {"key": key, "title": made.title, "state": state}
     if isinstance(made, NoFigure):
         return answer | {"reason": made.reason, "notes": [], "plot": None}
-    return answer | {"reason": "", "notes": list(made.notes), "plot": plotly_figure(made, theme)}
+    means = [f"Training losses: each the mean over the last {smooth:.0%} of the steps up to it"] if smooth else []
+    return answer | {"reason": "", "notes": [*means, *made.notes], "plot": plotly_figure(made, theme)}
 
 
 def fit_answer(study: Study, state: str) -> dict[str, Any]:

@@ -33,6 +33,8 @@ _logger = logging.getLogger("isoflop.tab")
 TYPES = {".js": "text/javascript", ".css": "text/css"}
 PLOTLY_KEPT = 86_400
 """Seconds that a browser keeps plotly's script."""
+SMOOTHINGS = ("0", "0.02", "0.05", "0.1", "0.2")
+"""Shares of the steps that a training loss is averaged over."""
 DRAWN_KEPT = 64
 """Figures kept as they were sent."""
 
@@ -144,13 +146,16 @@ class Routes:
         axis, loss = asked.get("x", ""), asked.get("loss", "")
         if axis and (axis not in X_AXES or key != LOSS_FLOPS[0]):
             raise BadRequest(f"x: expected one of {', '.join(X_AXES)}, of the figure {LOSS_FLOPS[0]}")
+        smooth = asked.get("smooth") or "0"
+        if smooth not in SMOOTHINGS or (smooth != "0" and key != LOSS_FLOPS[0]):
+            raise BadRequest(f"smooth: expected one of {', '.join(SMOOTHINGS)}, of the figure {LOSS_FLOPS[0]}")
         if theme not in ("light", "dark"):
             raise BadRequest("theme: expected light or dark")
         snapshot = self._store.snapshot()
         drawn = self._study(snapshot, chosen(snapshot, asked), asked)
-        name = (f"{key} {axis} {loss}", theme, drawn.version)
+        name = (f"{key} {axis} {smooth} {loss}", theme, drawn.version)
         if name not in self._drawn:
-            text = _json(figure_answer(key, drawn.study, drawn.state, theme, axis, loss))
+            text = _json(figure_answer(key, drawn.study, drawn.state, theme, axis, loss, float(smooth)))
             self._drawn[name] = (hashlib.sha256(text).hexdigest()[:16], text)
             while len(self._drawn) > DRAWN_KEPT:
                 self._drawn.popitem(last=False)

@@ -19,8 +19,9 @@ const FIRST = 'isoflop first figure'; // a mark in the page's timeline, for benc
 
 export class Figures {
   /** `painted` gets the colour of each run's line, by run_id, when the first figure is drawn. */
-  constructor(place, parameters, painted) {
+  constructor(place, choice, parameters, painted) {
     this.place = place;
+    this.choice = choice;
     this.painted = painted;
     this.parameters = parameters; // which runs, when it is asked
     this.cards = new Map();
@@ -37,7 +38,7 @@ export class Figures {
   update(keys, wanted, urgent, losses) {
     for (const key of keys) {
       if (this.cards.has(key)) continue;
-      const card = new Card(key, this.parameters, this.cards.size ? null : this.painted);
+      const card = new Card(key, this.choice, this.parameters, this.cards.size ? null : this.painted);
       this.cards.set(key, card);
       this.place.append(card.top);
       this.watcher.observe(card.top);
@@ -56,13 +57,15 @@ export class Figures {
 }
 
 class Card {
-  constructor(key, parameters, painted) {
+  constructor(key, choice, parameters, painted) {
     this.key = key;
+    this.choice = choice;
     this.painted = painted;
     this.parameters = parameters;
     this.visible = false;
     this.wanted = null;
     this.digest = '';
+    this.pin = choice.pin; // as it was drawn
     this.ends = {}; // of the axes, as the server gave them
     this.paced = new Paced((signal) => this.ask(signal));
     this.title = element('h2', {}, '\u00a0');
@@ -72,7 +75,8 @@ class Card {
     this.csv = element('button', {type: 'button', class: 'csv', title: 'the points of this figure', onclick: () => this.save()}, 'CSV');
     this.switches = element('div', {class: 'switches', hidden: key !== FIGURE_OF_LOSS});
     this.x = this.select('against', [['', 'compute, with the fitted frontier'], ['flops', 'FLOPs, measured'], ['6nd', '6·N·D'], ['tokens', 'tokens'], ['step', 'steps'], ['hours', 'training hours']]);
-    this.loss = this.select('loss', [['', 'by default']]);
+    this.loss = this.select('loss', [['', 'by default'], ...(choice.loss ? [[choice.loss, choice.loss]] : [])]);
+    this.smooth = this.select('smooth', [['', 'no'], ...[2, 5, 10, 20].map((percent) => [String(percent / 100), `mean of the last ${percent}% of steps`])], 'smoothing of training losses');
     this.top = element('section', {class: 'card figure'}, this.csv, this.title, this.switches, this.plot, this.reason, this.notes);
     this.top.dataset.key = key;
   }
@@ -86,12 +90,19 @@ class Card {
   }
 
   version() {
-    return this.wanted && [this.wanted, theme(), this.x.value, this.loss.value].join(' ');
+    return this.wanted && [this.wanted, theme(), this.x.value, this.loss.value, this.smooth.value, this.choice.pin].join(' ');
   }
 
-  /** A labelled choice above the figure. */
-  select(name, options) {
-    const made = element('select', {onchange: () => this.update(true), 'aria-label': name}, ...options.map(([value, text]) => element('option', {value}, text)));
+  /** A labelled choice above the figure, kept with the choice of runs. */
+  select(name, options, label = name) {
+    const changed = () => {
+      for (const each of ['x', 'loss', 'smooth']) this.choice[each] = this[each].value;
+      this.choice.keep();
+      this.update(true);
+    };
+    const made = element('select', {onchange: changed, 'aria-label': label}, ...options.map(([value, text]) => element('option', {value}, text)));
+    const kept = this.choice[name === 'against' ? 'x' : name];
+    if (options.some(([value]) => value === kept)) made.value = kept;
     this.switches.append(element('label', {}, `${name} `, made));
     return made;
   }
@@ -104,12 +115,13 @@ class Card {
 
   /** The chosen axis and loss; nothing where both are the default. A loss alone is drawn against measured FLOPs. */
   switched() {
-    const [x, loss] = [this.x.value, this.loss.value];
-    return x || loss ? {x: x || 'flops', loss} : {};
+    if (this.key !== FIGURE_OF_LOSS) return {};
+    const [x, loss, smooth] = [this.x.value, this.loss.value, this.smooth.value];
+    return {...(x || loss ? {x: x || 'flops', loss} : {}), ...(smooth ? {smooth} : {})};
   }
 
   async ask(signal) {
-    const answer = await ask('./figure', {...this.parameters(), ...this.switched(), key: this.key, theme: theme(), have: this.digest}, signal);
+    const answer = await ask('./figure', {...this.parameters(), ...this.switched(), key: this.key, theme: theme(), have: this.pin === this.choice.pin ? this.digest : ''}, signal);
     if (answer.unchanged) return;
     this.title.textContent = answer.title;
     const fitting = answer.state === 'fitting'; // then notes would say that no run counts
@@ -125,10 +137,18 @@ class Card {
     await plotly;
     this.plot.hidden = false;
     this.reason.hidden = true;
-    await window.Plotly.react(this.plot, answer.plot.data, this.zoomed(answer.plot.layout), CONFIG);
+    await window.Plotly.react(this.plot, this.pinned(answer.plot.data), this.zoomed(answer.plot.layout), CONFIG);
     if (!performance.getEntriesByName(FIRST).length) requestAnimationFrame(() => performance.mark(FIRST));
     this.top.dataset.drawn = answer.digest;
     this.painted?.(new Map(this.plot._fullData.filter((line) => line.meta?.run_id).map((line) => [line.meta.run_id, line.line?.color ?? line.marker?.color])));
+  }
+
+  /** Traces with those of the pinned run thick, and above the others. */
+  pinned(traces) {
+    this.pin = this.choice.pin;
+    const isPinned = ({meta}) => meta && meta.run_id === this.choice.pinned?.run_id;
+    const thick = traces.filter(isPinned).map((trace) => (trace.line?.width ? {...trace, line: {...trace.line, width: 4}} : trace));
+    return [...traces.filter((trace) => !isPinned(trace)), ...thick];
   }
 
   /** A layout with the ends of axes that somebody zoomed to. What was hidden in the legend stays by uirevision. */

@@ -48,16 +48,16 @@ class Tab {
     const runs = panel('runs-table', 'Runs');
     this.now = element('div', {}, element('p', {class: 'small'}, 'Reading the records …'));
     now.append(this.now);
-    this.table = new RunTable(runs);
+    this.table = new RunTable(runs, this.choice, () => this.poll(true));
     const parts = [['Now', now], ['Figures', figures], ['Runs', runs], ['Fit', fit], ['Plan', planner], ['Advice', advice]];
-    const buttons = parts.map(([name, part]) =>
-      element('button', {type: 'button', onclick: () => part.scrollIntoView({block: 'start'})}, name));
+    this.parts = new Map(parts);
+    const buttons = parts.map(([name]) => element('button', {type: 'button', onclick: () => this.view(name)}, name));
     const toAdvice = buttons.at(-1);
     const head = element('nav', {class: 'head'}, ...buttons, this.said);
     body.append(
       element('div', {class: 'page'}, this.list.top, element('main', {}, head, now, figures, runs, fit, planner, advice)),
     );
-    this.figures = new Figures(figures, parameters, (colours) => this.list.paint(colours));
+    this.figures = new Figures(figures, this.choice, parameters, (colours) => this.list.paint(colours));
     this.planner = new Planner(planner, parameters);
     this.parameters = parameters;
     this.panels = [
@@ -87,6 +87,13 @@ class Tab {
     this.offered = told;
     this.groups.replaceChildren(...names.map(([value, text]) => element('option', {value}, text)));
     this.groups.value = groups.includes(this.choice.group) || this.choice.group === '*' ? this.choice.group : '';
+  }
+
+  /** Go to a part of the page; it is kept in the address. */
+  view(name) {
+    this.parts.get(name)?.scrollIntoView({block: 'start'});
+    this.choice.view = name;
+    this.choice.keep();
   }
 
   regroup() {
@@ -142,5 +149,7 @@ class Tab {
     want(advice);
     this.figures.update(figures, drawn, urgent, losses);
     others.forEach(want);
+    if (this.choice.view && !this.viewed) this.view(this.choice.view);
+    this.viewed = true;
   }
 }

@@ -28,27 +28,54 @@ export function stateOf(run) {
   return run.stopped ? 'interrupted' : run.rose ? 'rose' : run.status;
 }
 
-/** Which runs are unchecked, and the filter; kept in the browser. Runs that appear later are checked. */
+const TEXTS = ['filter', 'group', 'x', 'loss', 'smooth', 'pin', 'view'];
+const PREFIX = 'p.isoflop.'; // before what a plugin keeps in TensorBoard's address
+const MOST_SHARED = 500; // unchecked runs in an address
+const ELSEWHERE = '*'; // in place of more of them: those that this browser keeps
+
+/** What work gives; undefined where nothing may be kept, or what was kept can't be read: the page goes on. */
+function attempt(work) {
+  try {
+    return work();
+  } catch {
+    return undefined;
+  }
+}
+
+/** The window whose address somebody sees: TensorBoard's; within a stranger's page this one. */
+function outermost() {
+  return attempt(() => window.parent.location.href && window.parent) ?? window;
+}
+
+function addressed() {
+  const parts = outermost().location.hash.slice(1).split('&').filter((part) => part.startsWith(PREFIX));
+  return Object.fromEntries(parts.map((part) => part.slice(PREFIX.length).split('=').map(decodeURIComponent)));
+}
+
+/** Which runs are unchecked, the filter, how losses are drawn, the pinned run, the part of the page: kept in the address,
+ * so that a link shows the same, and in the browser. Runs that appear later are checked. */
 export class Choice {
   constructor() {
-    let kept = {};
-    try {
-      kept = JSON.parse(localStorage.getItem(KEPT)) ?? {};
-    } catch {
-      // what was kept can't be read, or nothing may be kept: all runs are shown
-    }
+    const given = attempt(addressed) ?? {};
+    const local = attempt(() => JSON.parse(localStorage.getItem(KEPT))) ?? {};
+    const unchecked = given.without === ELSEWHERE ? local.unchecked : given.without?.split(',');
+    const kept = Object.keys(given).length ? {...given, unchecked} : {...local, view: ''};
     this.unchecked = new Set(Array.isArray(kept.unchecked) ? kept.unchecked : []);
-    this.filter = typeof kept.filter === 'string' ? kept.filter : '';
-    this.group = typeof kept.group === 'string' ? kept.group : ''; // which runs are fitted together
+    for (const name of TEXTS) this[name] = typeof kept[name] === 'string' ? kept[name] : '';
+    this.pinned = null; // the pinned run itself, where it is there
   }
 
   keep() {
-    try {
-      const unchecked = [...this.unchecked].slice(-MOST_KEPT);
-      localStorage.setItem(KEPT, JSON.stringify({unchecked, filter: this.filter, group: this.group}));
-    } catch {
-      // the choice lasts as long as the page
-    }
+    const texts = Object.fromEntries(TEXTS.filter((name) => this[name]).map((name) => [name, this[name]]));
+    const without = [...this.unchecked].slice(-MOST_KEPT);
+    const shared = without.length ? {...texts, without: without.length > MOST_SHARED ? ELSEWHERE : without.join(',')} : texts;
+    attempt(() => {
+      const page = outermost();
+      const others = page.location.hash.slice(1).split('&').filter((part) => part && !part.startsWith(PREFIX));
+      const mine = Object.entries(shared).map(([name, text]) => `${PREFIX}${name}=${encodeURIComponent(text)}`);
+      page.history.replaceState(page.history.state, '', `#${[...others, ...mine].join('&')}`);
+    });
+    attempt(() => localStorage.setItem(KEPT, JSON.stringify({...texts, unchecked: without})));
   }
 
   /** The filter as an expression; null where it is none, and then every run matches. */
@@ -66,7 +93,8 @@ export class Choice {
   }
 
   chosen(runs) {
-    return this.matching(runs).filter((run) => !this.unchecked.has(run.key));
+    const inside = new Set(this.matching(runs).filter((run) => !this.unchecked.has(run.key)));
+    return runs.filter((run) => inside.has(run) || run.key === this.pin);
   }
 
   /** The parameters that tell the server: the shorter of who is in and who is out. */
@@ -279,13 +307,16 @@ const COLUMNS = [
   ['D/N', (run) => ratio(run), (run) => short(ratio(run))],
   ['C, FLOPs', (run) => run.C, (run) => power(run.C)],
   ['training loss', (run) => run.losses?.train, (run) => loss(run.losses?.train)],
-  ['evaluation', (run) => evaluation(run), (run) => loss(evaluation(run))],
+  ['evaluation', evaluation, (run) => loss(evaluation(run))],
   ['forecast, 80%', (run) => run.forecast?.[0], (run) => (run.forecast ? between(run.forecast[0], run.forecast.slice(1), loss) : '–')],
   ['MFU', (run) => run.mfu, (run) => (run.mfu ? `${(100 * run.mfu).toFixed(1)}%` : '–')],
 ];
 
 export class RunTable {
-  constructor(place) {
+  /** `changed` is called when somebody pins a run. */
+  constructor(place, choice, changed) {
+    this.choice = choice;
+    this.changed = changed;
     this.place = element('div', {class: 'scrolls'});
     this.column = 0;
     this.down = false;
@@ -296,13 +327,28 @@ export class RunTable {
   show(runs) {
     this.runs = runs;
     const [, value] = COLUMNS[this.column];
-    const sorted = [...runs].sort((a, b) => (this.down ? -1 : 1) * compare(value(a), value(b)));
+    const pinned = runs.find(({key}) => key === this.choice.pin) ?? null;
+    this.choice.pinned = pinned;
+    const sorted = [...runs].sort((a, b) => (b === pinned) - (a === pinned) || (this.down ? -1 : 1) * compare(value(a), value(b)));
     const columns = COLUMNS.map((column, i) => [i, ...column]).filter(([i, , known]) => !i || runs.some((run) => (known(run) ?? null) !== null));
     const heads = columns.map(([i, name]) =>
       element('th', {'aria-sort': i === this.column ? (this.down ? 'descending' : 'ascending') : 'none'},
         element('button', {type: 'button', onclick: () => this.sort(i)}, name)));
-    const rows = sorted.map((run) => element('tr', {}, ...columns.map(([, , , text]) => element('td', {}, text(run)))));
+    const rows = sorted.map((run) =>
+      element('tr', {class: run === pinned ? 'pinned' : ''}, ...columns.map(([i, , known, text]) =>
+        element('td', {}, i ? null : this.pin(run), text(run), known === evaluation ? apart(run, pinned) : null))));
     show(this.place, element('table', {class: 'runtable'}, element('thead', {}, element('tr', {}, ...heads)), element('tbody', {}, ...rows)));
+  }
+
+  pin(run) {
+    const is = run.key === this.choice.pin;
+    const title = is ? 'no longer compare with this run' : 'compare with this run: it comes first, its curve is thick, and it stays chosen';
+    const pin = () => {
+      this.choice.pin = is ? '' : run.key;
+      this.choice.keep();
+      this.changed();
+    };
+    return element('button', {type: 'button', class: 'pin', title, 'aria-pressed': String(is), onclick: pin}, is ? '★' : '☆');
   }
 
   sort(i) {
@@ -310,6 +356,14 @@ export class RunTable {
     this.column = i;
     this.show(this.runs);
   }
+}
+
+/** How far the evaluation that two finished runs share lies from the pinned run's; of others there is no difference. */
+function apart(run, pinned) {
+  const [mine, other] = [run, pinned].map((each) => (each && stateOf(each) === 'completed' ? evaluationOf(each) : null));
+  if (run === pinned || !mine || mine[0] !== other?.[0]) return null;
+  const more = mine[1] - other[1];
+  return element('span', {class: 'apart', title: 'less the pinned run’s'}, ` (${more < 0 ? '−' : '+'}${loss(Math.abs(more))})`);
 }
 
 /** Names by their numbers (10 after 9), numbers by size; what is unknown comes last either way up. */
@@ -323,6 +377,10 @@ function ratio({D, N}) {
   return D && N ? D / N : null;
 }
 
-function evaluation({losses}) {
-  return Object.entries(losses ?? {}).find(([name]) => name.startsWith('eval/'))?.[1] ?? null;
+function evaluationOf({losses}) {
+  return Object.entries(losses ?? {}).find(([name]) => name.startsWith('eval/'));
+}
+
+function evaluation(run) {
+  return evaluationOf(run)?.[1] ?? null;
 }
