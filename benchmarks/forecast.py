@@ -25,7 +25,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import norm
+from scipy.stats import t as student
 
+from isoflop.arrays import Array
 from isoflop.forecast import (
     ESTIMATORS,
     WEAK_PRIORS,
@@ -141,6 +143,49 @@ def alike(console: Console, scored: list[Scored]) -> None:
         rows["all of them"].append(f"± {between:.2f} between, {right.all(1).mean():.1%}")
     for name, cells in rows.items():
         table.add_row(name, *cells)
+    console.print(table)
+
+
+WIDTHS = np.geomspace(0.5, 2, 57)
+"""Multiples of all intervals, among which organisations choose."""
+
+
+def widths(scored: list[Scored]) -> dict[str, tuple[float, float, float, list[float]]]:
+    """What each organisation's forecasts would be worth with the width that the others' log score chooses.
+
+    Every fraction of every organisation counts alike. By organisation: the width, as a multiple; the gain in log score,
+    nats a forecast; the change of the interval score, %; the coverage at each fraction.
+    """
+    worth: dict[str, list[Array]] = {}
+    for run, part, f in scored:
+        if f is not None:
+            scale = f.sd * WIDTHS
+            density = student.logpdf((run.final - f.loss) / scale, f.nu) - np.log(scale)
+            half = (f.high - f.loss) * WIDTHS
+            outside = np.maximum(abs(run.final - f.loss) - half, 0)
+            interval = 100 * (2 * half + 2 / (1 - f.level) * outside) / run.final
+            worth.setdefault(f"{run.organisation} {part}", []).append(np.stack([density, interval, outside == 0]))
+    names = sorted({run.organisation for run, _, _ in scored})
+    cells = {name: np.stack([np.mean(worth[f"{name} {float(k)}"], 0) for k in GOALS]) for name in names}
+    as_is, found = int(np.argmin(np.abs(WIDTHS - 1))), {}
+    for name, mine in cells.items():
+        others = np.mean([cells[other][:, 0].mean(0) for other in names if other != name], 0)
+        chosen = int(np.argmax(others))
+        density, interval = (mine[:, i].mean(0)[chosen] - mine[:, i].mean(0)[as_is] for i in (0, 1))
+        found[name] = (float(WIDTHS[chosen]), float(density), float(interval), mine[:, 2, chosen].tolist())
+    return found
+
+
+def chosen_widths(console: Console, scored: list[Scored]) -> None:
+    """`widths` as a table; the mean over organisations with its standard error."""
+    heads = ("organisation", "width", "log score, nats", "interval score, %", *GOALS)
+    table = Table(*heads, title="with the width that the other organisations choose: what changes, coverage then")
+    found = widths(scored)
+    for name, (width, density, interval, held) in found.items():
+        table.add_row(name, f"{width:.2f}", f"{density:+.3f}", f"{interval:+.2f}", *(f"{each:.2f}" for each in held))
+    gains = np.array([each[1:3] for each in found.values()])
+    error = gains.std(0, ddof=1) / len(gains) ** 0.5
+    table.add_row("mean", "", *(f"{m:+.3f} ± {e:.3f}" for m, e in zip(gains.mean(0), error, strict=True)))
     console.print(table)
 
 
@@ -346,6 +391,7 @@ def main() -> None:
     scored = replayed(runs)
     organisations(console, scored)
     alike(console, scored)
+    chosen_widths(console, scored)
     ranking(console, scored)
     what_ifs(console, runs)
     histories(console, runs)

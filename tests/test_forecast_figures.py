@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import importlib
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 
 from curves import fed
 from fits import DATA
 from isoflop.forecast import (
+    ESTIMATORS,
     WEAK_PRIORS,
     Forecast,
     LossCurve,
@@ -51,6 +56,37 @@ def test_errors_coverage_and_silence_by_organisation(runs: list[LossCurve]) -> N
         assert table["last-value"]["all"][fraction].median > 8 * score.median
         for organisation, cells in table["isoflop"].items():
             assert cells[fraction].coverage >= 0.75, (organisation, fraction)
+
+
+def test_intervals_are_not_surely_too_wide_for_organisations(
+    runs: list[LossCurve], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors of one organisation's runs are alike, so that five coverages are five numbers, whatever the runs.
+
+    Coverage is above .9 where its mean over organisations is, by more than their scatter allows (t, one-sided 95%);
+    an interval is too wide where the width that four choose by log score is better for the fifth (two-sided 95%).
+    """
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.setattr(sys.modules[replay.__module__], "ESTIMATORS", dict(ESTIMATORS))  # its peers join these
+    monkeypatch.delitem(sys.modules, "_peers", raising=False)
+    benchmark = importlib.import_module("forecast")
+    scored = benchmark.replayed(runs)
+    for part in map(float, GOALS):
+        held: dict[str, list[bool]] = {}
+        for run, at, f in scored:
+            if at == part and f is not None:
+                held.setdefault(run.organisation, []).append(f.low <= run.final <= f.high)
+        each = [np.mean(inside) for inside in held.values()]
+        mean, error = np.mean(each), np.std(each, ddof=1) / len(each) ** 0.5
+        assert mean - stdtrit(len(each) - 1, 0.95) * error < 0.9 and mean > 0.8, part
+    changes = np.array([(log_score, -interval) for _, log_score, interval, _ in benchmark.widths(scored).values()])
+    error = changes.std(0, ddof=1) / len(changes) ** 0.5
+    assert (changes.mean(0) < stdtrit(len(changes) - 1, 0.975) * error).all()
+    # and it would be seen, were they twice as wide
+    doubled = [(run, part, f and replace(f, sd=2 * f.sd, high=2 * f.high - f.loss)) for run, part, f in scored]
+    changes = np.array([(log_score, -interval) for _, log_score, interval, _ in benchmark.widths(doubled).values()])
+    error = changes.std(0, ddof=1) / len(changes) ** 0.5
+    assert (changes.mean(0) > stdtrit(len(changes) - 1, 0.975) * error).all()
 
 
 def test_each_bin_of_stated_half_widths_holds(runs: list[LossCurve]) -> None:

@@ -76,9 +76,9 @@ organisations' runs are 1.5 to 1.75, whichever is left out. Public intervals are
 largest the public ones still hold, and those of planted kinds held a third of the time without it."""
 DISCREPANCY = (0.065, 0.1)
 """Standard deviation of what the curve's form leaves out, as fractions of the drop still to come by training on and by
-the falling rate. Chosen on an earlier version with each of five organisations left out in turn. Narrower by .9,
-which any four would choose for a coverage of .72 to .90, the intervals of two organisations would hold .74 of the time:
-no room for a sixth."""
+the falling rate. Chosen on an earlier version with each of five organisations left out in turn. The width that
+any four would choose now, .7 to .8 of it, is not surely better for the fifth: one of five is worse off, and two would
+hold .58 to .75 of the time (docs/forecast.md)."""
 LATE = 0.95
 """Part of the run from which on a loss is its end's."""
 CURVE_FLOOR = 2e-4
