@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -172,65 +175,71 @@ def joined(where: Sequence[str] | None) -> str | None:
     return " and ".join(where) if where else None
 
 
-def tell_read(command: str, table: Table, asked: str | None) -> None:
-    """Which records a table leaves out, and that its N is not the default one, on stderr."""
-    from isoflop.record.run import DEFAULT_N
+def together(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the fields of each parameter that is a data class of options as options of its own."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters = signature.parameters.items()
+    kinds: dict[str, Any] = {name: one.annotation for name, one in parameters if is_dataclass(one.annotation)}
+    groups = {name: inspect.signature(kind, eval_str=True).parameters for name, kind in kinds.items()}
 
-    for text in table.left_out:
-        tell(command, f"left out: {text}")
-    for text in (*table.doubts, *(table.unlike if command == "fit" else ())):  # an answer shows these itself
-        tell(command, text)
-    if asked is None and table.convention not in (DEFAULT_N, "unknown"):
-        tell(command, f"N counts {table.convention}: not every run states {DEFAULT_N}")
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        made = {name: kinds[name](**{one: given.pop(one) for one in inside}) for name, inside in groups.items()}
+        command(**given, **made)
 
-
-def read_own(
-    command: str,
-    runs: Sequence[str] | None,
-    column: Sequence[str] | None,
-    where: Sequence[str] | None,
-    n_convention: str | None,
-    law: str | None,
-    loss: str | None = None,
-) -> tuple[Table, Convention] | None:
-    """The user's own runs, and which parameters their N counts; None where none are named.
-
-    Raises:
-        ValueError: options that need --runs without it, or --law beside it; what is wrong with the runs.
-    """
-    if not runs:
-        for option, value in (("--column", column), ("--where", where), ("--n", n_convention), ("--loss", loss)):
-            if value:
-                raise ValueError(f"{option} needs --runs, which it is about: name a CSV file or records")
-        return None
-    if law is not None:
-        raise ValueError("expected --law or --runs, got both: leave one out")
-    from isoflop.laws.forms import Convention
-
-    if n_convention is not None and n_convention not in get_args(Convention):
-        known = ", ".join(name for name in get_args(Convention) if name != "unknown")
-        raise ValueError(f"--n: expected one of {known}; got {n_convention!r}")
-    table = read_runs_of(command, runs, ("N", "D", "loss"), column, where, n_convention, loss)
-    return table, n_convention or table.convention  # type: ignore[return-value]
+    options = [groups[name].values() if name in groups else [one] for name, one in parameters]
+    called.__signature__ = signature.replace(parameters=list(chain(*options)))  # type: ignore[attr-defined]
+    return called
 
 
-def read_runs_of(
-    command: str,
-    runs: Sequence[str],
-    wanted: Sequence[str],
-    column: Sequence[str] | None,
-    where: Sequence[str] | None,
-    n_convention: str | None,
-    loss: str | None = None,
-) -> Table:
-    """A table of finished runs, for `command`, which tells on stderr what is left out or odd."""
-    from isoflop.fit.table import read_table
-    from isoflop.record.paths import location_of
+@dataclass(frozen=True)
+class RowOptions:
+    """Which rows and columns of own runs are read: of a table by name, of records by what N counts and which loss."""
 
-    named = pairs("--column", column)
-    table = read_table([location_of(run) for run in runs], wanted, named, joined(where), n_convention, loss)
-    tell_read(command, table, n_convention or named.get("N"))
-    return table
+    column: Column = None
+    where: Where = None
+    n_convention: Counted = None
+    loss: FinalLoss = None
+
+    def of(self, command: str, runs: Sequence[str], wanted: Sequence[str] = ("N", "D", "loss")) -> Table:
+        """A table of finished runs, for `command`, which tells on stderr what is left out or odd."""
+        from isoflop.fit.table import read_table
+        from isoflop.record import DEFAULT_N, location_of
+
+        named = pairs("--column", self.column)
+        places = [location_of(run) for run in runs]
+        table = read_table(places, wanted, named, joined(self.where), self.n_convention, self.loss)
+        for text in table.left_out:
+            tell(command, f"left out: {text}")
+        for text in (*table.doubts, *(table.unlike if command == "fit" else ())):  # an answer shows these itself
+            tell(command, text)
+        if not (self.n_convention or named.get("N")) and table.convention not in (DEFAULT_N, "unknown"):
+            tell(command, f"N counts {table.convention}: not every run states {DEFAULT_N}")
+        return table
+
+    def of_own(self, command: str, runs: Sequence[str] | None, law: str | None) -> tuple[Table, Convention] | None:
+        """The user's own runs, and which parameters their N counts; None where none are named.
+
+        Raises:
+            ValueError: options that need --runs without it, or --law beside it; what is wrong with the runs.
+        """
+        if not runs:
+            given = {"--column": self.column, "--where": self.where, "--n": self.n_convention, "--loss": self.loss}
+            if alone := [option for option, value in given.items() if value]:
+                raise ValueError(f"{alone[0]} needs --runs, which it is about: name a CSV file or records")
+            return None
+        if law is not None:
+            raise ValueError("expected --law or --runs, got both: leave one out")
+        from isoflop.laws.forms import Convention
+
+        if self.n_convention is not None and self.n_convention not in get_args(Convention):
+            known = ", ".join(name for name in get_args(Convention) if name != "unknown")
+            raise ValueError(f"--n: expected one of {known}; got {self.n_convention!r}")
+        table = self.of(command, runs)
+        return table, self.n_convention or table.convention  # type: ignore[return-value]
+
+
+ROWS = RowOptions()
 
 
 @dataclass
@@ -346,51 +355,54 @@ Devices = Annotated[
 Dollars = Annotated[float | None, number("USD", "Dollars for an hour of one device.", "--price")]
 
 
-def price_of(
-    gpu: str | None,
-    mfu: float | None,
-    usd_per_gpu_hour: float | None,
-    option: str = "--gpu",
-    peak: float | None = None,
-) -> Price | None:
-    """The price of compute; None where no device was named. `peak`: TFLOP/s of one, as the user has them.
+@dataclass(frozen=True)
+class RateOptions:
+    """What a device computes and costs in an hour, of which `of` makes the price of compute."""
 
-    Raises:
-        ValueError: a device that no datasheet is known for; a price or an MFU without a device.
-    """
-    if gpu is None and peak is None:
-        for given, value, whose in (
-            ("--price", usd_per_gpu_hour, "whose hour it is"),
-            ("--mfu", mfu, "a share of whose peak it is"),
-        ):
-            if value is not None:
-                raise ValueError(f"{given} needs {option}, {whose}: add one, such as {option} h100")
-        return None
-    from isoflop.fit.options import Price
+    peak: PeakRate = None
+    mfu: Mfu = None
+    price: Dollars = None
 
-    share = USUAL_MFU if mfu is None else mfu
-    if peak is not None:
-        if not TFLOPS[0] <= peak <= TFLOPS[1]:
-            raise ValueError(f"--peak: expected the TFLOP/s of one device, such as 312, got {peak:g}")
-        return Price(gpu or "device", peak * 1e12, share, usd_per_gpu_hour)
-    from difflib import get_close_matches
+    def of(self, gpu: str | None, option: str = "--gpu") -> Price | None:
+        """The price of compute on the device that `option` names; None where none is.
 
-    from isoflop.flops.device import known_devices, peak_by_short_name
+        Raises:
+            ValueError: a device that no datasheet is known for; a price or an MFU without a device.
+        """
+        if gpu is None and self.peak is None:
+            for given, value, whose in (
+                ("--price", self.price, "whose hour it is"),
+                ("--mfu", self.mfu, "a share of whose peak it is"),
+            ):
+                if value is not None:
+                    raise ValueError(f"{given} needs {option}, {whose}: add one, such as {option} h100")
+            return None
+        from isoflop.fit.options import Price
 
-    found, known = peak_by_short_name(gpu or ""), known_devices()
-    if found is None:
-        short = {name.split(" ", 1)[1].lower(): name.split(" ", 1)[1] for name in known}
-        near = [word for word in re.split(r"[-_\s]", gpu or "") if peak_by_short_name(word)]
-        words = [word for name in short for word in (name, *name.split()) if peak_by_short_name(word)]
-        near = near or get_close_matches((gpu or "").lower(), words, n=1)
-        hint = f"; did you mean {short.get(near[0], near[0])!r}?" if near else "."
-        raise ValueError(
-            f"{option}: no datasheet is known for {gpu!r}{hint} Run `isoflop peak` on it and add --peak TFLOPS, what "
-            f"it reaches in 16 bits, or give the budget as --flops. Known: {', '.join(known)}"
-        )
-    return Price(found.device, found.flops_per_second, share, usd_per_gpu_hour)
+        share = USUAL_MFU if self.mfu is None else self.mfu
+        if self.peak is not None:
+            if not TFLOPS[0] <= self.peak <= TFLOPS[1]:
+                raise ValueError(f"--peak: expected the TFLOP/s of one device, such as 312, got {self.peak:g}")
+            return Price(gpu or "device", self.peak * 1e12, share, self.price)
+        from difflib import get_close_matches
+
+        from isoflop.flops.device import known_devices, peak_by_short_name
+
+        found, known = peak_by_short_name(gpu or ""), known_devices()
+        if found is None:
+            short = {name.split(" ", 1)[1].lower(): name.split(" ", 1)[1] for name in known}
+            near = [word for word in re.split(r"[-_\s]", gpu or "") if peak_by_short_name(word)]
+            words = [word for name in short for word in (name, *name.split()) if peak_by_short_name(word)]
+            near = near or get_close_matches((gpu or "").lower(), words, n=1)
+            hint = f"; did you mean {short.get(near[0], near[0])!r}?" if near else "."
+            raise ValueError(
+                f"{option}: no datasheet is known for {gpu!r}{hint} Run `isoflop peak` on it and add --peak TFLOPS, "
+                f"what it reaches in 16 bits, or give the budget as --flops. Known: {', '.join(known)}"
+            )
+        return Price(found.device, found.flops_per_second, share, self.price)
 
 
+RATES = RateOptions()
 TFLOPS = (0.1, 1e5)
 """TFLOP/s that one device may reach."""
 

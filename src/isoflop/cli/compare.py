@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DEFAULT_LAW = "chinchilla-refit"
 
 
+@common.together
 def compare(
     options: Annotated[
         list[str], typer.Argument(metavar="[COUNTx]N:D…", help="Runs × parameters : tokens, such as 2x50B:300B.")
@@ -33,17 +34,12 @@ def compare(
         typer.Option(metavar="NAME", help=f"A law with a loss (`isoflop laws`); {DEFAULT_LAW} unless given."),
     ] = None,
     runs: common.OwnRuns = None,
-    column: common.Column = None,
-    where: common.Where = None,
-    n_convention: common.Counted = None,
-    loss: common.FinalLoss = None,
+    rows: common.RowOptions = common.ROWS,
     keep_outliers: common.KeepOutliers = False,
     inference_tokens: common.ServedTokens = 0.0,
     unique_tokens: common.UniqueTokens = None,
     gpu: common.Gpu = None,
-    peak: common.PeakRate = None,
-    mfu: common.Mfu = None,
-    price: common.Dollars = None,
+    rates: common.RateOptions = common.RATES,
     level: common.Level = 0.8,
     as_json: common.AsJson = False,
 ) -> None:
@@ -56,8 +52,8 @@ def compare(
 
     warnings: Sequence[str] = ()
     with reported("compare"):
-        cost = common.price_of(gpu, mfu, price, peak=peak)
-        own = common.read_own("compare", runs, column, where, n_convention, law, loss)
+        cost = rates.of(gpu)
+        own = rows.of_own("compare", runs, law)
         chosen: Any
         if own is None:
             chosen = published(law or DEFAULT_LAW, lambda entry: entry.states_loss)

@@ -25,6 +25,7 @@ AHEAD = 10.0
 """Compute at which the best size is told, over that of the largest run."""
 
 
+@common.together
 def fit(
     runs: common.RunFiles,
     law: Annotated[
@@ -33,8 +34,7 @@ def fit(
             help="hoffmann, kaplan-n, -d, -c, -ns, -nd, schaipp, muennighoff, clark (experts) or gadre-error."
         ),
     ] = "hoffmann",
-    column: common.Column = None,
-    where: common.Where = None,
+    rows: common.RowOptions = common.ROWS,
     delta: Annotated[str, typer.Option(help="δ of Huber's loss on ln L; `lad`: least absolute deviations.")] = "1e-3",
     fix: Annotated[
         list[str] | None, typer.Option(metavar="CONSTANT=VALUE", help="Hold a constant, such as alpha=0.34.")
@@ -47,8 +47,6 @@ def fit(
     ] = None,
     level: common.Level = 0.9,
     draws: Annotated[int, typer.Option(min=20, help="Resamples behind errors and intervals.")] = 1000,
-    n_convention: common.Counted = None,
-    loss: common.FinalLoss = None,
     budgets: common.Budgets = None,
     group: Annotated[
         str | None,
@@ -80,7 +78,7 @@ def fit(
         if law not in FITTED:
             raise ValueError(f"--law: expected one of {', '.join(FITTED)}, got {law!r}")
         wanted = (*FORMS[law].variables, "loss")
-        table = common.read_runs_of("fit", runs, wanted, column, where, n_convention, loss)
+        table = rows.of("fit", runs, wanted)
         if len(table.rows) < 2:
             raise ValueError(
                 f"expected several runs, got one ({table.rows[0]}), which any law fits: `isoflop plan --runs` takes it"

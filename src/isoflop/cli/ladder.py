@@ -64,6 +64,7 @@ def fit(
 
 
 @ladder.command(cls=Once)
+@common.together
 def plan(
     flops: Annotated[
         float | None, common.number("FLOPS", "Compute budget of the target run; or --devices with --max-hours.")
@@ -116,9 +117,7 @@ def plan(
     devices: common.Devices = None,
     max_hours: common.MaxHours = None,
     optimizer: Annotated[str, typer.Option(help="adamw or muon: what is known without a run is of AdamW.")] = "adamw",
-    peak: common.PeakRate = None,
-    mfu: common.Mfu = None,
-    price: common.Dollars = None,
+    rates: common.RateOptions = common.RATES,
     level: common.Level = 0.8,
     as_json: common.AsJson = False,
 ) -> None:
@@ -128,7 +127,7 @@ def plan(
 
     with reported("ladder plan"):
         count, device = (1, None) if devices is None else common.devices_of(devices)
-        cost = common.price_of(device, mfu, price, "--devices", peak)
+        cost = rates.of(device, "--devices")
         allowed = common.allowed_flops(cost, max_hours, count)
         if flops is None and max_hours is None:
             raise ValueError("expected a target: its --flops, or --devices with --max-hours")
@@ -168,7 +167,11 @@ def plan(
             text += f", {common.digits(hours / count)} hours where all {count} are busy"
         each, dollars = common.hours_and_dollars(cost, dearest)
         text += f"; the dearest run {each} GPU-hours{f', {dollars}' if dollars else ''}"
-        text += "" if mfu is not None else ". Small models seldom reach such an MFU: pass one that is measured (--mfu)"
+        text += (
+            ""
+            if rates.mfu is not None
+            else ". Small models seldom reach such an MFU: pass one that is measured (--mfu)"
+        )
         say(text)
     if output is not None:
         typer.echo(f"written to {output}; next: isoflop ladder run {output} --train module:function")

@@ -19,14 +19,12 @@ if TYPE_CHECKING:
     from isoflop.ladder.recipe import TrainingRecipe
 
 
+@common.together
 def plan(
     flops: Annotated[float | None, common.number("FLOPS", "The budget in FLOPs, such as 1e21.")] = None,
     law: Annotated[str | None, typer.Option(metavar="NAME", help="A published law (`isoflop laws`).")] = None,
     runs: common.OwnRuns = None,
-    column: common.Column = None,
-    where: common.Where = None,
-    n_convention: common.Counted = None,
-    loss: common.FinalLoss = None,
+    rows: common.RowOptions = common.ROWS,
     keep_outliers: common.KeepOutliers = False,
     budgets: common.Budgets = None,
     tokens: Annotated[
@@ -35,9 +33,7 @@ def plan(
     inference_tokens: common.ServedTokens = 0.0,
     unique_tokens: common.UniqueTokens = None,
     gpu: common.Gpu = None,
-    peak: common.PeakRate = None,
-    mfu: common.Mfu = None,
-    price: common.Dollars = None,
+    rates: common.RateOptions = common.RATES,
     budget_usd: Annotated[float | None, common.number("USD", "The budget in dollars; needs --gpu and --price.")] = None,
     gpu_hours: Annotated[
         float | None, common.number("HOURS", "The budget in hours of one device; needs --gpu.")
@@ -73,10 +69,10 @@ def plan(
             raise ValueError("expected --gpu or --devices, got both: --devices says how many, too")
         if budgets is not None and not runs:
             raise ValueError("--budgets needs --runs, whose budgets they are: name a CSV file or records")
-        cost = common.price_of(device, mfu, price, "--gpu" if devices is None else "--devices", peak)
+        cost = rates.of(device, "--gpu" if devices is None else "--devices")
         allowed = common.allowed_flops(cost, max_hours, count)
         budget = _budget(flops, cost, budget_usd, gpu_hours, allowed)
-        own, convention = common.read_own("plan", runs, column, where, n_convention, law, loss) or (None, "unknown")
+        own, convention = rows.of_own("plan", runs, law) or (None, "unknown")
         answer = planned(
             budget,
             law=law,

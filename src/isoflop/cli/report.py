@@ -21,15 +21,13 @@ if TYPE_CHECKING:
     from isoflop.report.runs import Sources
 
 
+@common.together
 def report(
     runs: common.RunFiles,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="HTML file; the others get its name.")
     ] = Path("report.html"),
-    column: common.Column = None,
-    where: common.Where = None,
-    n_convention: common.Counted = None,
-    loss: common.FinalLoss = None,
+    rows: common.RowOptions = common.ROWS,
     budgets: common.Budgets = None,
     level: common.Level = 0.9,
     pdf: Annotated[bool, typer.Option("--pdf", help="Write each figure as report-<figure>.pdf too.")] = False,
@@ -47,13 +45,14 @@ def report(
 
     formats = tuple(name for name, wanted in (("pdf", pdf), ("svg", svg), ("png", png)) if wanted)
     with reported("report"):
-        sources, nominal = _sources("report", runs, column, where, n_convention, budgets)
-        made = make_report(sources, loss=loss, convention=n_convention, level=level, budgets=nominal)
+        sources, nominal = _sources("report", runs, rows, budgets)
+        made = make_report(sources, loss=rows.loss, convention=rows.n_convention, level=level, budgets=nominal)
         now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
         for path in write_report(made, output, formats=formats, latex=latex, made=now):
             typer.echo(path)
 
 
+@common.together
 def figure(
     runs: common.RunFiles,
     kind: Annotated[
@@ -72,10 +71,7 @@ def figure(
         str | None,
         typer.Option(metavar="COLUMN", help="Colour runs by a column or their folder, not by size."),
     ] = None,
-    column: common.Column = None,
-    where: common.Where = None,
-    n_convention: common.Counted = None,
-    loss: common.FinalLoss = None,
+    rows: common.RowOptions = common.ROWS,
     budgets: common.Budgets = None,
     level: common.Level = 0.9,
 ) -> None:
@@ -86,8 +82,8 @@ def figure(
     with reported("figure", ImportError):
         if kind not in FIGURES:
             raise ValueError(f"--kind: expected one of {', '.join(FIGURES)}, got {kind!r}")
-        sources, nominal = _sources("figure", runs, column, where, n_convention, budgets)
-        made = study_of(sources, loss=loss, convention=n_convention, level=level, budgets=nominal)
+        sources, nominal = _sources("figure", runs, rows, budgets)
+        made = study_of(sources, loss=rows.loss, convention=rows.n_convention, level=level, budgets=nominal)
         drawn = FIGURES[kind](made)
         if isinstance(drawn, NoFigure):
             raise ValueError(f"{kind} can't be drawn: {drawn.reason}")
@@ -112,20 +108,16 @@ def _inches(text: str) -> float:
 
 
 def _sources(
-    command: str,
-    runs: list[str],
-    column: list[str] | None,
-    where: list[str] | None,
-    n_convention: str | None,
-    budgets: str | None,
+    command: str, runs: list[str], rows: common.RowOptions, budgets: str | None
 ) -> tuple[Sources, list[float] | None]:
     """The runs, and nominal budgets of isoFLOP profiles."""
     from isoflop.record import COUNTS, location_of
     from isoflop.report.runs import read_sources
 
-    if n_convention is not None and n_convention not in COUNTS:
-        raise ValueError(f"--n: expected one of {', '.join(COUNTS)}, got {n_convention!r}")
-    sources = read_sources([location_of(run) for run in runs], common.pairs("--column", column), common.joined(where))
+    if rows.n_convention is not None and rows.n_convention not in COUNTS:
+        raise ValueError(f"--n: expected one of {', '.join(COUNTS)}, got {rows.n_convention!r}")
+    named, where = common.pairs("--column", rows.column), common.joined(rows.where)
+    sources = read_sources([location_of(run) for run in runs], named, where)
     for problem in sources.problems:
         tell(command, f"left out: {problem}")
     return sources, None if budgets is None else common.amounts("--budgets", budgets)
