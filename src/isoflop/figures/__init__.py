@@ -1,5 +1,7 @@
 """Figures as data: `figures(study(runs))`; `plotly_figure` is for a browser, `save` for paper."""
 
+# ruff: noqa: F401, F811
+
 from collections.abc import Callable, Mapping
 
 from isoflop.figures.by_compute import loss_flops, optimal_parameters, optimal_tokens, profiles
@@ -29,26 +31,3 @@ FIGURES: Mapping[str, Callable[[Study], Figure | NoFigure]] = {
 def figures(study: Study) -> tuple[Figure | NoFigure, ...]:
     """All figures of a study; in place of one that can't be made, the reason."""
     return tuple(make(study) for make in FIGURES.values())
-
-
-__all__ = [
-    "FIGURES",
-    "Axis",
-    "Band",
-    "Contours",
-    "Figure",
-    "NoFigure",
-    "RunCurve",
-    "RunEnd",
-    "Scale",
-    "Series",
-    "Study",
-    "by_group",
-    "curve_of_run",
-    "ends_of_table",
-    "figures",
-    "matplotlib_figure",
-    "plotly_figure",
-    "save",
-    "study",
-]

@@ -3,6 +3,8 @@
 A module is imported when one of its names is first used. `isoflop.plan` plans.
 """
 
+# ruff: noqa: F401
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -22,36 +24,6 @@ if TYPE_CHECKING:
     from isoflop.fit.runs import BadData, check_runs, final_loss
     from isoflop.fit.sources import parse_where
     from isoflop.fit.table import read_table, table_of_runs
-
-__all__ = [
-    "FITTED",
-    "Approach",
-    "BadData",
-    "Extrapolation",
-    "LawFit",
-    "Option",
-    "OwnRun",
-    "OwnRuns",
-    "Plan",
-    "Posterior",
-    "Price",
-    "Profile",
-    "approach_3",
-    "check_runs",
-    "compare_approaches",
-    "compare_options",
-    "extrapolation",
-    "final_loss",
-    "fit_law",
-    "isoflop_profiles",
-    "learn_from",
-    "loss_envelope",
-    "parse_option",
-    "parse_where",
-    "posterior_of_runs",
-    "read_table",
-    "table_of_runs",
-]
 
 __getattr__ = face(
     __name__,

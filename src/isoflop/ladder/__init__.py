@@ -3,6 +3,8 @@
 Nothing is imported before it is used: the processes that train a ladder's runs load neither SciPy nor the design.
 """
 
+# ruff: noqa: F401
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -16,12 +18,6 @@ if TYPE_CHECKING:
     from isoflop.ladder.recipe import TrainingRecipe, flops_with_attention, recipe_of
     from isoflop.ladder.run import LadderRun, run_ladder
     from isoflop.ladder.sizes import Family, Shape, family_of, size_grid
-
-__all__ = [
-    "ExpectedInterval", "Family", "FinishedRuns", "LadderFit", "LadderPlan", "LadderRun", "PlanError", "PlannedRun",
-    "Shape", "TrainingRecipe", "family_of", "fit_ladder_runs", "flops_with_attention", "plan_ladder", "read_finished",
-    "read_plan", "recipe_of", "run_ladder", "size_grid", "write_plan",
-]  # fmt: skip
 
 __getattr__ = face(
     __name__,

@@ -1,5 +1,7 @@
 """Scaling laws: formulas, published constants, the compute-optimal frontier. Modules are imported when used."""
 
+# ruff: noqa: F401
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -22,37 +24,6 @@ if TYPE_CHECKING:
     from isoflop.laws.papers import PowerLaw, Published, published, published_names
     from isoflop.laws.quantities import PF_DAY, interval, short
     from isoflop.laws.recipes import BATCHES, RATES, batch_rule, published_values, rate_rule, shape_warning, warmup_of
-
-__all__ = [
-    "BATCHES",
-    "FORMS",
-    "HOFFMANN",
-    "PF_DAY",
-    "RATES",
-    "Allocation",
-    "Convention",
-    "Form",
-    "Frontier",
-    "Law",
-    "PowerLaw",
-    "Published",
-    "batch_rule",
-    "compute_of",
-    "critical_batch",
-    "interval",
-    "optimal_allocation",
-    "published",
-    "published_names",
-    "published_values",
-    "rate_rule",
-    "shape_warning",
-    "short",
-    "size_factor",
-    "typical_rate",
-    "unique_tokens_needed",
-    "warmup_of",
-    "waste_of",
-]
 
 __getattr__ = face(
     __name__,

@@ -3,16 +3,8 @@
 # ruff: noqa: F401, I001
 
 from isoflop.record.lines import encode, encode_point
-from isoflop.record.paths import (
-    Location,
-    below,
-    check_location,
-    is_url,
-    last_name,
-    location_of,
-    read_bytes,
-    write_bytes,
-)
+from isoflop.record.paths import Location, below, check_location, is_url, last_name, location_of
+from isoflop.record.paths import read_bytes, write_bytes
 from isoflop.record.provenance import git_state, json_safe, library_versions
 from isoflop.record.reader import UPDATED, read_run, read_runs, read_stream, record_files
 from isoflop.record.remote import RemoteLog

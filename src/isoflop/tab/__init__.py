@@ -1,5 +1,7 @@
 """The Scaling tab of TensorBoard: a dynamic plugin that draws the records under --logdir while they grow."""
 
+# ruff: noqa: F401
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -9,7 +11,5 @@ from isoflop.lookup import face
 if TYPE_CHECKING:
     from isoflop.tab.plugin import Routes, ScalingPlugin
     from isoflop.tab.records import RecordStore, Root, Tail
-
-__all__ = ["RecordStore", "Root", "Routes", "ScalingPlugin", "Tail"]
 
 __getattr__ = face(__name__, {"plugin": "Routes ScalingPlugin", "records": "RecordStore Root Tail"})
