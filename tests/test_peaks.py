@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,142 +23,18 @@ from isoflop.cli import app
 from isoflop.flops import DTYPES, Peak, known_devices, lookup_peak, model_device, peak_by_short_name
 from isoflop.flops import device as peaks
 
-# (reported name, dtype, dense TFLOP/s). A figure that the vendor prints with sparsity, or for two devices,
-# stands here as it is printed, and is halved in sight.
-KNOWN = [
-    ("Tesla V100-SXM2-16GB", "float16", 125),
-    ("Tesla V100-SXM2-32GB", "float32", 15.7),
-    ("Tesla V100-PCIE-16GB", "float16", 112),
-    ("Tesla V100S-PCIE-32GB", "float32", 16.4),
-    ("Tesla T4", "float16", 65),
-    ("NVIDIA A10", "bfloat16", 125),
-    ("NVIDIA A10G", "bfloat16", 70),
-    ("NVIDIA A30", "bfloat16", 165),
-    ("NVIDIA A40", "bfloat16", 149.7),
-    ("A100-SXM4-40GB", "bfloat16", 312),  # an older driver
-    ("NVIDIA A100-SXM4-80GB", "bfloat16", 312),
-    ("NVIDIA A100-SXM4-80GB", "tf32", 156),
-    ("NVIDIA A100-SXM4-80GB", "float32", 19.5),
-    ("NVIDIA A100-PCIE-40GB", "bfloat16", 312),
-    ("NVIDIA A100 80GB PCIe", "bfloat16", 312),
-    ("NVIDIA A800-SXM4-80GB", "bfloat16", 312),
-    ("NVIDIA A800 80GB PCIe", "float16", 312),
-    ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4),
-    ("NVIDIA H100 80GB HBM3", "float8", 1978.9),
-    ("NVIDIA H100 PCIe", "bfloat16", 756),
-    ("NVIDIA H100 NVL", "bfloat16", 1671 / 2),  # Lightning 2.6.6: 1978.8
-    ("NVIDIA H100 NVL", "float8", 3341 / 2),
-    ("NVIDIA H800", "bfloat16", 1979 / 2),
-    ("NVIDIA H800 PCIe", "bfloat16", 1513 / 2),
-    ("NVIDIA H20", "bfloat16", 148),
-    ("NVIDIA H200", "bfloat16", 1979 / 2),  # Lightning 2.6.6: None
-    ("NVIDIA H200 NVL", "bfloat16", 1671 / 2),
-    ("NVIDIA GH200 480GB", "bfloat16", 1979 / 2),
-    ("NVIDIA GH200 120GB", "float8", 3958 / 2),
-    ("NVIDIA GH200 144G HBM3e", "tf32", 989 / 2),
-    ("NVIDIA B200", "bfloat16", 4500 / 2),
-    ("NVIDIA B200", "float8", 9000 / 2),
-    ("NVIDIA B200", "float4", 72_000 / 8),
-    ("NVIDIA B300 SXM6 AC", "bfloat16", 4500 / 2),
-    ("NVIDIA B300 SXM6 AC", "float4", 108_000 / 8),
-    ("NVIDIA GB200", "float4", 10_000),
-    ("NVIDIA RTX 6000 Ada Generation", "bfloat16", 1457 / 4),
-    ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "bfloat16", 503.8),
-    ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "float4", 2015.2),
-    ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "bfloat16", 438.9),
-    ("NVIDIA GeForce RTX 3080", "bfloat16", 59.5),
-    ("NVIDIA GeForce RTX 4080", "bfloat16", 97.5),
-    ("NVIDIA GeForce RTX 5080", "bfloat16", 112.6),
-    ("Intel(R) Data Center GPU Max 1550", "bfloat16", 839 / 2),
-    ("NVIDIA GB200", "bfloat16", 5000 / 2),
-    ("NVIDIA GB300", "float8", 10000 / 2),
-    ("NVIDIA L4", "bfloat16", 242 / 2),
-    ("NVIDIA L4", "float8", 485 / 2),
-    ("NVIDIA L40", "bfloat16", 181.05),
-    ("NVIDIA L40S", "bfloat16", 362.05),  # Lightning 2.6.6: 121, the L4's
-    ("NVIDIA RTX A6000", "bfloat16", 154.8),  # Lightning 2.6.6: 38.7, the float32 figure
-    ("NVIDIA GeForce RTX 3090", "bfloat16", 71),
-    ("NVIDIA GeForce RTX 4090", "float16", 165.2),
-    ("NVIDIA GeForce RTX 4090", "float32", 82.6),
-    ("NVIDIA GeForce RTX 5090", "bfloat16", 209.5),
-    ("GeForce RTX 3090", "tf32", 35.6),
-    ("AMD Instinct MI210", "bfloat16", 181),
-    ("AMD Instinct MI250X", "bfloat16", 383 / 2),  # one GCD
-    ("AMD Instinct MI250X", "float32", 95.7 / 2),
-    ("AMD Instinct MI300A", "bfloat16", 980.6),
-    ("AMD Instinct MI300X", "bfloat16", 1307.4),
-    ("AMD Instinct MI300X", "tf32", 653.7),
-    ("AMD Instinct MI300X VF", "float8", 2614.9),
-    ("AMD Instinct MI325X", "bfloat16", 1307.4),
-    ("AMD Instinct MI350X", "bfloat16", 2306.9),
-    ("AMD Instinct MI355X", "bfloat16", 2516.6),
-    ("AMD INSTINCT MI355X", "float8", 5033.2),
-    ("TPU v3", "bfloat16", 123 / 2),  # one core
-    ("v3-8", "bfloat16", 123 / 2),
-    ("TPU v4", "bfloat16", 275),
-    ("TPU v5 lite", "bfloat16", 197),
-    ("v5litepod-16", "bfloat16", 197),
-    ("TPU v5", "bfloat16", 459),
-    ("v5p-8", "bfloat16", 459),
-    ("TPU v6 lite", "bfloat16", 918),
-    ("TPU7x", "bfloat16", 2307 / 2),  # one of two devices a chip
-    ("tpu7x-8", "float8", 4614 / 2),
-]
 
-UNKNOWN = [
-    # what only resembles a listed device
-    ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", "bfloat16"),
-    ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", "bfloat16"),
-    ("NVIDIA GeForce RTX 4090 Laptop GPU", "bfloat16"),
-    ("NVIDIA GeForce RTX 3090 Ti", "bfloat16"),
-    ("NVIDIA GeForce RTX 4090 D", "bfloat16"),
-    ("NVIDIA GeForce RTX 5090 D v2", "bfloat16"),
-    ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "bfloat16"),
-    ("NVIDIA RTX 5000 Ada Generation", "bfloat16"),
-    ("NVIDIA GeForce RTX 4080 SUPER", "bfloat16"),
-    ("NVIDIA H200", "float4"),
-    ("NVIDIA RTX A5000", "bfloat16"),
-    ("Quadro RTX 6000", "float16"),
-    ("NVIDIA A100-SXM-64GB", "bfloat16"),  # Leonardo's own part
-    ("NVIDIA A100X", "bfloat16"),
-    ("GRID A100-10C", "bfloat16"),
-    ("NVIDIA A10-24Q", "bfloat16"),
-    ("NVIDIA A10M", "bfloat16"),
-    ("NVIDIA A16", "bfloat16"),
-    ("NVIDIA A2", "bfloat16"),
-    ("NVIDIA A800 40GB Active", "bfloat16"),
-    ("NVIDIA T4G", "float16"),
-    ("Tesla V100-FHHL-16GB", "float16"),
-    ("NVIDIA H100", "bfloat16"),
-    ("NVIDIA H800 NVL", "bfloat16"),
-    ("NVIDIA H20-3e", "bfloat16"),
-    ("NVIDIA L20", "bfloat16"),
-    ("NVIDIA L40G", "bfloat16"),
-    ("NVIDIA GB10", "bfloat16"),
-    ("NVIDIA Graphics Device", "bfloat16"),
-    ("AMD Instinct MI250X/MI250", "bfloat16"),  # either
-    ("AMD Instinct MI300X HF", "bfloat16"),
-    ("AMD Instinct MI308X", "bfloat16"),
-    ("AMD Radeon Graphics", "bfloat16"),
-    ("TPU v4 lite", "bfloat16"),
-    ("TPU v2", "bfloat16"),
-    ("v5", "bfloat16"),  # v5e or v5p?
-    ("cpu", "float32"),
-    ("", "bfloat16"),
-    # known devices in a dtype without a known rate
-    ("Tesla T4", "bfloat16"),  # emulated
-    ("Tesla V100-SXM2-16GB", "bfloat16"),
-    ("Tesla V100-SXM2-16GB", "tf32"),
-    ("NVIDIA A100-SXM4-80GB", "float8"),
-    ("NVIDIA GeForce RTX 5090", "float8"),  # two rates are printed
-    ("AMD Instinct MI355X", "tf32"),  # emulated
-    ("TPU v4", "float32"),
-    ("NVIDIA H100 80GB HBM3", "float64"),
-    ("NVIDIA H100 80GB HBM3", "int8"),
-    ("NVIDIA H100 80GB HBM3", "bf16"),
-    ("NVIDIA H100 80GB HBM3", ""),
-]
+def read(path: Path) -> Iterator[tuple[str, str, float | None]]:
+    for row in path.read_text(encoding="utf-8").splitlines():
+        if not row.startswith("#"):
+            name, dtype, rate, *_ = [*row.split("\t"), ""]
+            printed, _, parts = rate.partition("/")
+            yield name, dtype, float(printed) / float(parts or 1) if printed else None
 
+
+DEVICES = [*read(Path(__file__).parent / "data" / "peaks.tsv")]
+KNOWN = [(name, dtype, rate) for name, dtype, rate in DEVICES if rate is not None]
+UNKNOWN = [(name, dtype) for name, dtype, rate in DEVICES if rate is None]
 ROWS = peaks.DATASHEETS
 
 
