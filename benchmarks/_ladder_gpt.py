@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import isoflop
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-from tiny_gpt import GPTConfig, TinyGPT, Windows, next_token_loss
+from tiny_gpt import Windows, next_token_loss, planned_gpt
 
 SEQUENCE = 64  # tokens a window
 BATCH = 16  # windows a step: 1,024 tokens, small beside the critical batch at these losses
@@ -71,19 +71,6 @@ def text() -> tuple[bytes, bytes]:
     return train[:MAX_BYTES], held_out
 
 
-def model_of(config: dict[str, Any]) -> TinyGPT:
-    """The planned model."""
-    return TinyGPT(
-        GPTConfig(
-            layers=config["depth"],
-            width=config["width"],
-            head_width=config["head_dim"],
-            context=config["sequence_length"],
-            vocabulary=config["vocab_size"],
-        )
-    )
-
-
 @torch.no_grad()
 def evaluate(model: nn.Module, windows: Windows, batch: int = 128) -> float:
     """Mean loss of the held-out windows, in nats per byte."""
@@ -115,7 +102,7 @@ def train(config: dict[str, Any]) -> None:
         raise ValueError(f"expected at most {len(windows) * length:,} tokens, got {config['tokens']:,}: text repeats")
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(config["seed"]))
 
-    model = model_of(config["config"])
+    model = planned_gpt(config["config"])
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config["learning_rate"], betas=(0.9, 0.99), weight_decay=0.0, fused=True
     )

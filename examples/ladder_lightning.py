@@ -14,7 +14,7 @@ import lightning as L
 import torch
 from _tiny_ladder import train_ladder
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny_gpt import GPTConfig, TinyGPT, Windows, next_token_loss, stdlib_text
+from tiny_gpt import Windows, next_token_loss, planned_gpt, stdlib_text
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -26,16 +26,7 @@ class LanguageModel(L.LightningModule):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        shape = config["config"]
-        self.model = TinyGPT(
-            GPTConfig(
-                layers=shape["depth"],
-                width=shape["width"],
-                head_width=shape["head_dim"],
-                context=shape["sequence_length"],
-                vocabulary=shape["vocab_size"],
-            )
-        )
+        self.model = planned_gpt(config["config"])
         self.learning_rate, self.steps, self.warm_up = config["learning_rate"], config["steps"], config["warmup_steps"]
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ import shutil
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +89,12 @@ class TinyGPT(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
+
+
+def planned_gpt(shape: dict[str, Any]) -> TinyGPT:
+    """The model of a ladder's planned run, by its "config"."""
+    sizes = {"layers": "depth", "width": "width", "head_width": "head_dim", "context": "sequence_length"}
+    return TinyGPT(GPTConfig(vocabulary=shape["vocab_size"], **{ours: shape[name] for ours, name in sizes.items()}))
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:

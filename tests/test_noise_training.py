@@ -27,6 +27,7 @@ from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_tr
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
 
 Weights = dict[str, torch.Tensor]
+Options = dict[str, Any] | None
 STEPS = 50
 
 
@@ -36,7 +37,7 @@ def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("isoflop.live.noise.Cadence", lambda **_: Cadence(every=1, fixed=True))
 
 
-def with_loop(net: nn.Module, folder: Path, accumulate: int, options: dict[str, Any] | None) -> tuple[Weights, Any]:
+def with_loop(net: nn.Module, folder: Path, accumulate: int, options: Options) -> tuple[Weights, Any]:
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, betas=(0.9, 0.9))
     if options is None:
         plain_loop(net, batches(Rows(8 * STEPS), 8 // accumulate), optimizer=optimizer, accumulate=accumulate)

@@ -34,14 +34,15 @@ class TinyLM(nn.Module):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        x = self.embedding(input_ids)
-        q, k, v = (part.unsqueeze(1) for part in self.qkv(x).chunk(3, -1))
-        x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True).squeeze(1)
-        x = x + self.dropout(self.down(F.gelu(self.up(x))))
-        logits = self.head(x)
+        logits = self.head(self.layers(self.embedding(input_ids)))
         if labels is None:
             return {"logits": logits}
         return {"loss": F.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
+
+    def layers(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (part.unsqueeze(1) for part in self.qkv(x).chunk(3, -1))
+        x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True).squeeze(1)
+        return x + self.dropout(self.down(F.gelu(self.up(x))))
 
 
 def model(dropout: float = 0.0, seed: int = 1) -> TinyLM:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hand import Entry, Products, Sizes, ids, linear, outside, scan, stack, weight
 from zoo_others import ENDS, D, L, V, adapters, from_configuration
 
@@ -32,20 +34,24 @@ def mamba_products(batch: int, length: int, padded: bool = True) -> Products:
     return [*stack(L, layer), *outside([weight(rows, D, V)])]
 
 
-MAMBA = Entry(
+def entry(name: str, products: Any, sizes: Sizes, projected: int, **settings: Any) -> Entry:
+    """A model whose layers project their input to so many channels."""
+    shared = {"hidden_size": D, "state_size": STATE, "num_hidden_layers": L, "conv_kernel": KERNEL, "vocab_size": V}
+    kind = name.capitalize()
+    return Entry(
+        name,
+        from_configuration(f"{kind}Config", f"{kind}ForCausalLM", **shared, **settings, **ENDS),
+        lambda batch, length: {"input_ids": ids(batch, length, V), "labels": ids(batch, length, V)},
+        products,
+        sizes,
+        ("in_proj",),
+        adapters(L, (D, projected)),
+        attentions=("none",),
+    )
+
+
+MAMBA = entry(
     "mamba",
-    from_configuration(
-        "MambaConfig",
-        "MambaForCausalLM",
-        hidden_size=D,
-        state_size=STATE,
-        num_hidden_layers=L,
-        conv_kernel=KERNEL,
-        time_step_rank=STEP,
-        vocab_size=V,
-        **ENDS,
-    ),
-    lambda batch, length: {"input_ids": ids(batch, length, V), "labels": ids(batch, length, V)},
     mamba_products,
     Sizes(
         L
@@ -64,9 +70,8 @@ MAMBA = Entry(
         head=V * D,
         tied=True,
     ),
-    ("in_proj",),
-    adapters(L, (D, 2 * INNER)),
-    attentions=("none",),
+    2 * INNER,
+    time_step_rank=STEP,
 )
 
 # -- Mamba2 (Dao & Gu 2024): in chunks; the last one is filled up ------------------------------------------------------
@@ -95,23 +100,8 @@ def mamba2_products(batch: int, length: int, padded: bool = True) -> Products:
     return [*stack(L, layer), *outside([weight(rows, D, V)])]
 
 
-MAMBA_2 = Entry(
+MAMBA_2 = entry(
     "mamba2",
-    from_configuration(
-        "Mamba2Config",
-        "Mamba2ForCausalLM",
-        hidden_size=D,
-        state_size=STATE,
-        num_heads=HEADS,
-        head_dim=HEAD,
-        n_groups=GROUPS,
-        chunk_size=CHUNK,
-        num_hidden_layers=L,
-        conv_kernel=KERNEL,
-        vocab_size=V,
-        **ENDS,
-    ),
-    lambda batch, length: {"input_ids": ids(batch, length, V), "labels": ids(batch, length, V)},
     mamba2_products,
     Sizes(
         L
@@ -127,7 +117,9 @@ MAMBA_2 = Entry(
         tables=V * D,
         head=V * D,
     ),
-    ("in_proj",),
-    adapters(L, (D, INNER + CHANNELS_2 + HEADS)),
-    attentions=("none",),
+    INNER + CHANNELS_2 + HEADS,
+    num_heads=HEADS,
+    head_dim=HEAD,
+    n_groups=GROUPS,
+    chunk_size=CHUNK,
 )

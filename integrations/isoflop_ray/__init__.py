@@ -18,12 +18,8 @@ class ForecastStopper(Stopper):
     without a forecast, and one with nothing to compare with, goes on. Ray does not tell a stopper of trials that
     fail: the last forecast of one stays among those that the others are compared with.
 
-    Args:
-        keep: how many trials are wanted in the end.
-        sure: stop when with this probability the trial is not among them.
-
-    Raises:
-        ValueError: `keep` below 1, `sure` not between ½ and 1.
+    It stops a trial that with the probability `sure` (between ½ and 1) is not among the `keep` (1 or more) that are
+    wanted in the end; ValueError: other numbers.
 
     Example:
         >>> tune.Tuner(train, run_config=tune.RunConfig(stop=ForecastStopper()))  # doctest: +SKIP

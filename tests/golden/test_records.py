@@ -45,10 +45,7 @@ def test_the_record(trainer: str, ran: Ran, base: Path) -> None:
 def test_the_record_as_it_is_read(trainer: str, ran: Ran, base: Path) -> None:
     run = ran.run
     found = {
-        "name": run.name,
-        "status": run.status,
-        "attempts": run.attempts,
-        "problems": run.problems,
+        **{name: getattr(run, name) for name in ("name", "status", "attempts", "problems")},
         "steps": [point.step for point in run.points],
         "train": [point.losses.get("train") for point in run.points],
         "end": {name: value for name, value in (run.end or {}).items() if name != "time"},

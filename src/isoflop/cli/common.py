@@ -244,17 +244,11 @@ ROWS = RowOptions()
 
 @dataclass
 class Curves:
-    """What was read.
+    """What was read."""
 
-    Attributes:
-        published: runs of folders with an index.csv, all finished.
-        records: isoflop's records.
-        problems: what could not be read, and why.
-    """
-
-    published: list[LossCurve] = field(default_factory=list)
-    records: list[Run] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    published: list[LossCurve] = field(default_factory=list)  # runs of folders with an index.csv, all finished
+    records: list[Run] = field(default_factory=list)  # isoflop's records
+    problems: list[str] = field(default_factory=list)  # what could not be read, and why
 
 
 def read(paths: Sequence[Path]) -> Curves:

@@ -287,25 +287,15 @@ DRAWS = 4_000
 
 @dataclass(frozen=True)
 class Ranked:
-    """One run's place.
+    """One run's place."""
 
-    Attributes:
-        name: the run's.
-        forecast: of its final loss; of a finished run that loss itself, with its standard error.
-        before_next: probability that it ends below the next in the order; None for the last.
-        among_best: probability that it is one of the `keep` lowest.
-        can_stop: that probability is at most 1 − `sure`, and the run is under way.
-        finished: it has ended.
-        stopped: why it ended before its plan, and can't reach the loss that is forecast; "": it did not.
-    """
-
-    name: str
-    forecast: Forecast
-    before_next: float | None
-    among_best: float
-    can_stop: bool
-    finished: bool
-    stopped: str = ""
+    name: str  # the run's
+    forecast: Forecast  # of its final loss; of a finished run that loss itself, with its standard error
+    before_next: float | None  # probability that it ends below the next in the order; None for the last
+    among_best: float  # probability that it is one of the `keep` lowest
+    can_stop: bool  # that probability is at most 1 − `sure`, and the run is under way
+    finished: bool  # it has ended
+    stopped: str = ""  # why it ended before its plan, and can't reach the loss that is forecast; "": it did not
 
 
 @dataclass(frozen=True)

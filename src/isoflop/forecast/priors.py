@@ -69,24 +69,15 @@ class Priors:
     """Priors of α, of the amplitude at `EFFECTIVE` tokens and of the gain of a full decay; E is flat.
 
     D is in effective tokens, Σ lr/peak × batch: so far for α and A, at the end of the plan for C.
-
-    Attributes:
-        alpha: ln α of x^−α.
-        amplitude: ln of A·x^−α now, nats.
-        gain: ln C, the nats that a decay of the rate from its peak to 0 gives in the end.
-        own_runs: finished runs of the user's own among what they were learnt from.
-        source: where they are from, in words.
-        before: without the user's own runs; None: there are none.
-        runs: these.
     """
 
-    alpha: Line
-    amplitude: Line
-    gain: Line
-    own_runs: int = 0
-    source: str = ""
-    before: Priors | None = None
-    runs: tuple[LossCurve, ...] = ()
+    alpha: Line  # ln α of x^−α
+    amplitude: Line  # ln of A·x^−α now, nats
+    gain: Line  # ln C, the nats that a decay of the rate from its peak to 0 gives in the end
+    own_runs: int = 0  # finished runs of the user's own among what they were learnt from
+    source: str = ""  # where they are from, in words
+    before: Priors | None = None  # without the user's own runs; None: there are none
+    runs: tuple[LossCurve, ...] = ()  # these
 
 
 UNSHARED = (0.08, 0.05)

@@ -332,17 +332,11 @@ def unique_tokens_needed(N: Array) -> Array:
 
 @dataclass(frozen=True)
 class Form:
-    """A formula.
+    """A formula."""
 
-    Attributes:
-        name: in `FORMS`.
-        function: of its variables, positional, and its constants, keywords.
-        text: the formula, for people.
-    """
-
-    name: str
-    function: Callable[..., Array]
-    text: str
+    name: str  # in `FORMS`
+    function: Callable[..., Array]  # of its variables, positional, and its constants, keywords
+    text: str  # the formula, for people
 
     @cached_property
     def variables(self) -> tuple[str, ...]:

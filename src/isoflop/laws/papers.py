@@ -103,37 +103,21 @@ class PublishedSplit:
 
 @dataclass(frozen=True)
 class Published(Shown):
-    """A published result, with all it takes to use it rightly.
+    """A published result, with all it takes to use it rightly."""
 
-    Attributes:
-        name: in `published`.
-        paper: authors, year, arXiv number.
-        where: equation, table or section.
-        n_convention: which parameters its N counts.
-        tokenizer: on whose tokens losses and token counts are; None: not known to us.
-        valid: the runs behind it.
-        law: loss (or error) as a function, None where it states none.
-        allocation: its split of compute, None where it states none other than the law's own.
-        batch_law: batch in tokens.
-        learning_rate_law: peak rate.
-        stated: (C, N, D) that the paper itself gives as an example.
-        note: what to know before using it, doubts included.
-        flops: of the smallest and the largest run behind it; None: not known to us.
-    """
-
-    name: str
-    paper: str
-    where: str
-    n_convention: Convention
-    tokenizer: str | None
-    valid: str
-    law: Law | None = None
-    allocation: PublishedSplit | None = None
-    batch_law: PowerLaw | None = None
-    learning_rate_law: PowerLaw | None = None
-    stated: tuple[tuple[float, float, float], ...] = ()
-    note: str = ""
-    flops: tuple[float, float] | None = None
+    name: str  # in `published`
+    paper: str  # authors, year, arXiv number
+    where: str  # equation, table or section
+    n_convention: Convention  # which parameters its N counts
+    tokenizer: str | None  # on whose tokens losses and token counts are; None: not known to us
+    valid: str  # the runs behind it
+    law: Law | None = None  # loss (or error) as a function, None where it states none
+    allocation: PublishedSplit | None = None  # its split of compute, None where it states none other than the law's own
+    batch_law: PowerLaw | None = None  # batch in tokens
+    learning_rate_law: PowerLaw | None = None  # peak rate
+    stated: tuple[tuple[float, float, float], ...] = ()  # (C, N, D) that the paper itself gives as an example
+    note: str = ""  # what to know before using it, doubts included
+    flops: tuple[float, float] | None = None  # of the smallest and the largest run behind it; None: not known to us
 
     def out_of_reach(self, C: float) -> str:
         """Why its loss of a run of C FLOPs is open: farther than `REACH` from the runs behind it; "": it is not."""

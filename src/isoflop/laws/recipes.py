@@ -46,23 +46,14 @@ class Range:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A published rule for the peak rate, or for tokens a step.
+    """A published rule for the peak rate, or for tokens a step."""
 
-    Attributes:
-        name: as on the command line.
-        decides: "the rate" or "the batch".
-        law: of a run's quantities by name.
-        text: the formula and its source.
-        fitted: its range; None: none is stated.
-        source: authors and year.
-    """
-
-    name: str
-    decides: str
-    law: Callable[..., ArrayLike]
-    text: str
-    fitted: Range | None = None
-    source: str = ""
+    name: str  # as on the command line
+    decides: str  # "the rate" or "the batch"
+    law: Callable[..., ArrayLike]  # of a run's quantities by name
+    text: str  # the formula and its source
+    fitted: Range | None = None  # its range; None: none is stated
+    source: str = ""  # authors and year
 
     def value(self, run: Mapping[str, float]) -> float:
         """The rate, at most `HIGHEST_RATE`, or the batch of a run."""

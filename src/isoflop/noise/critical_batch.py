@@ -25,17 +25,11 @@ if TYPE_CHECKING:  # the mathematics runs without torch
 
 @dataclass(frozen=True, slots=True)
 class Belief:
-    """ln B is normal about ln `value` with standard deviation `sigma`.
+    """ln B is normal about ln `value` with standard deviation `sigma`."""
 
-    Attributes:
-        value: tokens, the median.
-        sigma: of ln B: .5 is a factor of 1.65 either way.
-        source: where it is from, for the reader.
-    """
-
-    value: float
-    sigma: float
-    source: str = ""
+    value: float  # tokens, the median
+    sigma: float  # of ln B: .5 is a factor of 1.65 either way
+    source: str = ""  # where it is from, for the reader
 
     def __post_init__(self) -> None:
         if not (0 < self.value < math.inf and 0 < self.sigma < math.inf):
@@ -190,17 +184,12 @@ def steps_over_minimum(B: float, B_crit: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class BatchChange:
-    """What another batch would have needed for the same loss, as factors.
-
-    Attributes:
-        steps: optimizer steps, new over old.
-        tokens: tokens and compute, new over old.
-    """
+    """What another batch would have needed for the same loss, as factors."""
 
     batch: float
     new_batch: float
-    steps: float
-    tokens: float
+    steps: float  # optimizer steps, new over old
+    tokens: float  # tokens and compute, new over old
 
     def __str__(self) -> str:
         return (

@@ -55,17 +55,11 @@ class Unusable(Enum):
 
 @dataclass(frozen=True, slots=True)
 class StepEstimate:
-    """One step's unbiased pair, each noisy and perhaps negative: average both over steps before dividing.
+    """One step's unbiased pair, each noisy and perhaps negative: average both over steps before dividing."""
 
-    Attributes:
-        gradient: |G|², the squared norm of the true gradient, in the gradient's unit squared.
-        variance: tr Σ, the variance of one token's gradient, the same unit.
-        tokens: N, the step's batch.
-    """
-
-    gradient: float
-    variance: float
-    tokens: float
+    gradient: float  # |G|², the squared norm of the true gradient, in the gradient's unit squared
+    variance: float  # tr Σ, the variance of one token's gradient, the same unit
+    tokens: float  # N, the step's batch
 
 
 def estimate_step(
@@ -121,19 +115,12 @@ LATELY = 8
 
 @dataclass(frozen=True, slots=True)
 class NoiseScale:
-    """B_simple = tr Σ/|G|² with its 95% interval, in tokens.
+    """B_simple = tr Σ/|G|² with its 95% interval, in tokens."""
 
-    Attributes:
-        value: the ratio of the means; None where |G|² came out at 0 or below.
-        low: lower end of the interval, 0 where it is not bounded.
-        high: upper end; infinite where |G|² is not told from 0.
-        measurements: how many steps are behind it.
-    """
-
-    value: float | None
-    low: float
-    high: float
-    measurements: int
+    value: float | None  # the ratio of the means; None where |G|² came out at 0 or below
+    low: float  # lower end of the interval, 0 where it is not bounded
+    high: float  # upper end; infinite where |G|² is not told from 0
+    measurements: int  # how many steps are behind it
 
     @property
     def bounded(self) -> bool:

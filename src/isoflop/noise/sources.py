@@ -367,17 +367,11 @@ DENSEST = 4
 
 @dataclass
 class Cadence:
-    """Measure each step that is a multiple of `every`.
+    """Measure each step that is a multiple of `every`."""
 
-    Attributes:
-        every: steps between two measurements.
-        fixed: `every` stays.
-        count: measurements so far.
-    """
-
-    every: int = DENSEST
-    fixed: bool = False
-    count: int = 0
+    every: int = DENSEST  # steps between two measurements
+    fixed: bool = False  # `every` stays
+    count: int = 0  # measurements so far
 
     def due(self, step: int) -> bool:
         """Whether this step is to be measured."""

@@ -89,29 +89,17 @@ LANGUAGE = ("causal", "masked", "seq2seq")
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a run trains; None: unknown.
+    """What a run trains; None: unknown."""
 
-    Attributes:
-        start: one of `START_NAMES`.
-        objective: one of `NAMES`.
-        modality: text, image, audio or other.
-        optimizer: its family, one of `_FAMILIES` or other.
-        experts: a mixture of experts.
-        loss: its unit: `PLAIN`, or why it is another.
-        partial: the loss is of a part of the tokens alone.
-        guess: what the start was concluded from, and what else that may be.
-        given: fields that the user named.
-    """
-
-    start: str | None = None
-    objective: str | None = None
-    modality: str | None = None
-    optimizer: str | None = None
-    experts: bool = False
-    loss: str = PLAIN
-    partial: bool = False
-    guess: str = ""
-    given: tuple[str, ...] = ()
+    start: str | None = None  # one of `START_NAMES`
+    objective: str | None = None  # one of `NAMES`
+    modality: str | None = None  # text, image, audio or other
+    optimizer: str | None = None  # its family, one of `_FAMILIES` or other
+    experts: bool = False  # a mixture of experts
+    loss: str = PLAIN  # its unit: `PLAIN`, or why it is another
+    partial: bool = False  # the loss is of a part of the tokens alone
+    guess: str = ""  # what the start was concluded from, and what else that may be
+    given: tuple[str, ...] = ()  # fields that the user named
 
     def __str__(self) -> str:
         return self.shown()
