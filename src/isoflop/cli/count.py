@@ -160,8 +160,7 @@ class _Done:
     step: StepCount
     others: Sequence[Opinion]
     notes: list[str]
-    printed: str
-    """By the user's code."""
+    printed: str  # by the user's code
 
 
 def _apart(count: Callable[[], _Done], seconds: float) -> _Done:

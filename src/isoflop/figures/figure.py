@@ -56,37 +56,30 @@ class Series:
     """Points or a line: y over x, of one length; a NaN in y breaks the line.
 
     Attributes:
-        name: for the legend; of a run its name: a stranger's text, which each renderer makes harmless.
         shade: of a run, 0 to 1 by its size among the runs: the same in every figure; `shades`: by point, of several.
-        number: among several of one role, from 0.
-        dashed: beyond the data, or from elsewhere.
         hover: columns for the reader, as long as x or one number for all: "N", "D", "C", "L" and others by their name.
         low, high: ends of the interval of y, error bars; NaN: none. left, right: of x.
-        labels: what to call each point, where a series is of several runs.
-        ends: which of the study's counted ends these are, where a series is of several runs.
-        legend: whether it has an entry of its own.
-        group: series that are shown and hidden together.
     """
 
-    name: str
+    name: str  # for the legend; of a run its name: a stranger's text, which each renderer makes harmless
     x: Array
     y: Array
     role: Role = "run"
     kind: Kind = "line"
     run_id: str | None = None
     shade: float | None = None
-    number: int = 0
-    dashed: bool = False
+    number: int = 0  # among several of one role, from 0
+    dashed: bool = False  # beyond the data, or from elsewhere
     hover: Mapping[str, Array | float] = field(default_factory=dict)
     low: Array | None = None
     high: Array | None = None
     left: Array | None = None
     right: Array | None = None
     shades: Array | None = None
-    labels: tuple[str, ...] = ()
-    ends: tuple[int, ...] = ()
-    legend: bool = True
-    group: str = ""
+    labels: tuple[str, ...] = ()  # what to call each point, where a series is of several runs
+    ends: tuple[int, ...] = ()  # which of the study's counted ends these are, where a series is of several runs
+    legend: bool = True  # whether it has an entry of its own
+    group: str = ""  # series that are shown and hidden together
 
     @property
     def errors(self) -> dict[Literal["x", "y"], tuple[Array, Array]]:
@@ -139,8 +132,6 @@ class Figure:
 
     Attributes:
         series, bands, contours: drawn bands first, then contours, then series in order.
-        shades: what the shades stand for; None: there are none, or they are all in the legend.
-        notes: what it rests on, what is extrapolated, why a layer is missing: sentences.
     """
 
     key: str
@@ -150,8 +141,8 @@ class Figure:
     series: tuple[Series, ...] = ()
     bands: tuple[Band, ...] = ()
     contours: tuple[Contours, ...] = ()
-    shades: Shades | None = None
-    notes: tuple[str, ...] = ()
+    shades: Shades | None = None  # what the shades stand for; None: there are none, or they are all in the legend
+    notes: tuple[str, ...] = ()  # what it rests on, what is extrapolated, why a layer is missing: sentences
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", tuple(dict.fromkeys(map(sentence, self.notes))))

@@ -102,25 +102,18 @@ class Study:
     """Runs and what they say together. What is fitted is computed when it is first asked for, and kept.
 
     Attributes:
-        curves: the runs, oldest first.
-        ends: where they ended, runs first, then rows of tables.
-        loss: which loss: `train` or eval/<name>.
-        convention: which parameters N counts.
-        level: of every interval.
-        draws: resamples behind them.
         budgets: nominal budgets of isoFLOP profiles in FLOPs; None: by the runs' own compute.
-        published: laws to lay beside.
         alike: that losses of different names may be one evaluation; "": they are not, or the user named the loss.
     """
 
-    curves: tuple[RunCurve, ...] = field(repr=False)
-    ends: tuple[RunEnd, ...] = field(repr=False)
-    loss: str
-    convention: str
-    level: float = LEVEL
-    draws: int = DRAWS
+    curves: tuple[RunCurve, ...] = field(repr=False)  # the runs, oldest first
+    ends: tuple[RunEnd, ...] = field(repr=False)  # where they ended, runs first, then rows of tables
+    loss: str  # which loss: `train` or eval/<name>
+    convention: str  # which parameters N counts
+    level: float = LEVEL  # of every interval
+    draws: int = DRAWS  # resamples behind them
     budgets: tuple[float, ...] | None = None
-    published: tuple[Published, ...] = ()
+    published: tuple[Published, ...] = ()  # laws to lay beside
     alike: str = ""
 
     def __repr__(self) -> str:

@@ -40,10 +40,8 @@ class _Call:
 
     module: int
     sequences: list[Sequences]
-    shapes: list[torch.Size]
-    """Of the integers in its arguments."""
-    looked_up: list[torch.Size] = field(default_factory=list)
-    """Shapes of what embeddings were asked for in it."""
+    shapes: list[torch.Size]  # of the integers in its arguments
+    looked_up: list[torch.Size] = field(default_factory=list)  # shapes of what embeddings were asked for in it
 
     @property
     def has_rows(self) -> bool:

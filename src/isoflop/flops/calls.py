@@ -59,8 +59,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     method: str = "__call__"
-    gradients: bool = True
-    """Gradients are enabled."""
+    gradients: bool = True  # gradients are enabled
 
     @property
     def key(self) -> Signature:

@@ -35,10 +35,8 @@ Sizes = tuple[int, ...]
 class Segment(NamedTuple):
     """A part of a step: what leads up to its forward calls, and these with their backward pass."""
 
-    keys: tuple[Signature, ...]
-    """Signatures of the forward calls."""
-    head: FlopCount | None
-    """What ran since the backward pass before; None: it was not observed."""
+    keys: tuple[Signature, ...]  # signatures of the forward calls
+    head: FlopCount | None  # what ran since the backward pass before; None: it was not observed
     body: FlopCount
 
     @property

@@ -117,24 +117,15 @@ class StepCount(Shown):
     """One training step of a model, forward and backward."""
 
     parameters: Parameters
-    flops: FlopCount | None
-    """None where nothing could be measured."""
-    estimate: int | None
-    """Model FLOPs by a formula, where they could not be measured."""
-    six_nd: int | None
-    """6·N·D with N non-embedding (of experts the active); None where the inputs are no tokens."""
-    tokens: int | None
-    """D, positions processed."""
-    method: str
-    """How the FLOPs were counted (`isoflop.flops.operators`)."""
-    reason: str = ""
-    """Why not in a better way, or ""."""
-    uncounted: tuple[str, ...] = ()
-    """Heavy or custom operators without a formula, counted 0."""
-    modules: ModuleCount | None = None
-    """FLOPs by module; None where they are not measured."""
-    by_operator: Mapping[tuple[str, Phase], int] = field(default_factory=dict)
-    """FLOPs by operator and phase."""
+    flops: FlopCount | None  # None where nothing could be measured
+    estimate: int | None  # model FLOPs by a formula, where they could not be measured
+    six_nd: int | None  # 6·N·D with N non-embedding (of experts the active); None where the inputs are no tokens
+    tokens: int | None  # D, positions processed
+    method: str  # how the FLOPs were counted (`isoflop.flops.operators`)
+    reason: str = ""  # why not in a better way, or ""
+    uncounted: tuple[str, ...] = ()  # heavy or custom operators without a formula, counted 0
+    modules: ModuleCount | None = None  # FLOPs by module; None where they are not measured
+    by_operator: Mapping[tuple[str, Phase], int] = field(default_factory=dict)  # FLOPs by operator and phase
     notes: tuple[str, ...] = ()
     """What to know of experts: that they are computed for tokens that did not choose them, or are chosen in turn."""
 

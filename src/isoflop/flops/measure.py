@@ -40,16 +40,12 @@ class Measurement:
 
     flops: FlopCount
     uses: Uses
-    without_formula: frozenset[str] = frozenset()
-    """Heavy or custom operators that were counted 0."""
-    by_operator: Counter[tuple[str, Phase]] = field(default_factory=Counter)
-    """FLOPs by operator ("aten.mm") and phase."""
+    without_formula: frozenset[str] = frozenset()  # heavy or custom operators that were counted 0
+    by_operator: Counter[tuple[str, Phase]] = field(default_factory=Counter)  # FLOPs by operator ("aten.mm") and phase
     by_module: Counter[tuple[str, Phase]] = field(default_factory=Counter)
     """FLOPs by the name of the module that computed them, its parts not included, and phase; if asked for."""
-    in_turn: bool = False
-    """Where the choice of experts depends on values, the tokens chose in turn."""
-    drawn: bool = False
-    """Random numbers decided what was computed, or may have."""
+    in_turn: bool = False  # where the choice of experts depends on values, the tokens chose in turn
+    drawn: bool = False  # random numbers decided what was computed, or may have
 
     def __add__(self, other: Measurement) -> Measurement:
         return Measurement(

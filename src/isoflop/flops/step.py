@@ -64,20 +64,16 @@ class Known:
     """All batches of one signature, whose FLOPs are known.
 
     Attributes:
-        flops: of one.
-        tokens: of one, where all have as many; None: they differ.
-        batch: one of them, for `Counted`.
         places: where a call has its mask and labels; (): not in arguments of their own; None: not looked yet.
-        times: how many came since the last log step.
         waiting: masks and labels of those whose tokens are still to be counted: some µs each, all at once next to
             nothing.
     """
 
-    flops: FlopCount
-    tokens: TokenCount | None
-    batch: Counted
+    flops: FlopCount  # of one
+    tokens: TokenCount | None  # of one, where all have as many; None: they differ
+    batch: Counted  # one of them, for `Counted`
     places: Places | tuple[()] | None = None
-    times: int = 0
+    times: int = 0  # how many came since the last log step
     waiting: list[list[Sequences] | Copied] = field(default_factory=list)
 
 

@@ -43,11 +43,9 @@ class Sequences(NamedTuple):
     """Token sequences of a batch: what their counts are read from."""
 
     processed: int
-    mask: torch.Tensor | None = None
-    """0 = padding."""
+    mask: torch.Tensor | None = None  # 0 = padding
     labels: torch.Tensor | None = None
-    shifted: bool = False
-    """The first label of a row is no target, for the model shifts them itself."""
+    shifted: bool = False  # the first label of a row is no target, for the model shifts them itself
 
 
 def find_sequences(batch: Any, shifted_labels: bool = False, embeds: bool = True) -> list[Sequences]:

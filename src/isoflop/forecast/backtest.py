@@ -155,16 +155,13 @@ class Score:
 
     Attributes:
         median, p90: of |error of the final loss|, %; NaN where nothing was forecast.
-        coverage: share of the intervals that held the final loss.
-        spoke: share of the runs with a forecast.
-        n: runs scored.
     """
 
     median: float
     p90: float
-    coverage: float
-    spoke: float
-    n: int
+    coverage: float  # share of the intervals that held the final loss
+    spoke: float  # share of the runs with a forecast
+    n: int  # runs scored
 
 
 Table = dict[str, dict[str, dict[str, Score]]]

@@ -65,35 +65,25 @@ class LossCurve:
 
     Attributes:
         steps, tokens, lr, loss: arrays of one shape; lr NaN where unknown; loss in nats per token.
-        plan: the learning-rate plan up to the planned end.
-        N: non-embedding parameters.
-        batch_tokens: tokens of an optimizer step.
-        optimizer: its name.
-        organisation: whose it is; runs of one organisation are left out together.
-        name: the run's; dataset: the set it belongs to.
-        count: raw steps behind each point; None: one.
         final_loss: the smoothed loss at the end, where the source states it; else by `isoflop.fit.runs`.
-        task: what was trained.
-        loss_name: which loss it is, `train` or eval/<name>.
-        done: optimizer steps done, where more than its last loss tells.
     """
 
     steps: Array
     tokens: Array
     lr: Array
     loss: Array
-    plan: LrPlan
-    N: float | None = None
-    batch_tokens: float | None = None
-    optimizer: str | None = "adamw"
-    organisation: str = ""
-    name: str = ""
-    dataset: str = ""
-    count: Array | None = None
+    plan: LrPlan  # the learning-rate plan up to the planned end
+    N: float | None = None  # non-embedding parameters
+    batch_tokens: float | None = None  # tokens of an optimizer step
+    optimizer: str | None = "adamw"  # its name
+    organisation: str = ""  # whose it is; runs of one organisation are left out together
+    name: str = ""  # the run's
+    dataset: str = ""  # the set it belongs to
+    count: Array | None = None  # raw steps behind each point; None: one
     final_loss: float | None = None
-    task: Task = field(default_factory=Task)
-    loss_name: str = "train"
-    done: int = 0
+    task: Task = field(default_factory=Task)  # what was trained
+    loss_name: str = "train"  # which loss it is, `train` or eval/<name>
+    done: int = 0  # optimizer steps done, where more than its last loss tells
 
     @property
     def total_steps(self) -> int:

@@ -25,30 +25,22 @@ class Forecast(Shown):
     """The loss forecast at a step.
 
     Attributes:
-        loss: median, nats per token.
         low, high: the central interval that holds the loss with probability `level`.
-        sd: scale of the Student t with `nu` degrees of freedom that describes the error, nats.
-        level: probability of the interval.
-        step: the optimizer step it is for.
-        estimator: the method's name in `ESTIMATORS`.
-        basis: what it was computed from, in words.
-        nu: degrees of freedom.
         rate_assumed: nobody has said what the learning rate will be: `loss` is for one that stays, and the interval
             holds a decay still to come as well.
-        as_of: the last optimizer step whose loss it is based on, 0 before the run; None: unknown.
     """
 
-    loss: float
+    loss: float  # median, nats per token
     low: float
     high: float
-    sd: float
-    level: float
-    step: int
-    estimator: str
-    basis: tuple[str, ...] = ()
-    nu: float = NU
+    sd: float  # scale of the Student t with `nu` degrees of freedom that describes the error, nats
+    level: float  # probability of the interval
+    step: int  # the optimizer step it is for
+    estimator: str  # the method's name in `ESTIMATORS`
+    basis: tuple[str, ...] = ()  # what it was computed from, in words
+    nu: float = NU  # degrees of freedom
     rate_assumed: bool = False
-    as_of: int | None = None
+    as_of: int | None = None  # the last optimizer step whose loss it is based on, 0 before the run; None: unknown
 
     @property
     def normal(self) -> tuple[float, float]:
@@ -294,8 +286,7 @@ class Outcome:
 
     forecast: Forecast
     final: float
-    error: float
-    """Standard error of `final`."""
+    error: float  # standard error of `final`
 
     @property
     def off(self) -> float:

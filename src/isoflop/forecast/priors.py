@@ -36,18 +36,14 @@ class Line:
     """A quantity's logarithm, normal about a line in ln N, ln B, ln peak rate and ln D.
 
     Attributes:
-        mean: intercept at `REFERENCE` and slopes in ln N, ln B, ln η, ln D.
-        sd: standard deviations of the five.
-        between: standard deviation between organisations (data, tokenizer, recipe).
-        within: standard deviation between runs of one organisation.
         centre: where the intercept holds, in logarithms from `REFERENCE`: amid the runs it was learnt from, where
             intercept and slopes are independent.
     """
 
-    mean: tuple[float, float, float, float, float]
-    sd: tuple[float, float, float, float, float]
-    between: float
-    within: float
+    mean: tuple[float, float, float, float, float]  # intercept at `REFERENCE` and slopes in ln N, ln B, ln η, ln D
+    sd: tuple[float, float, float, float, float]  # standard deviations of the five
+    between: float  # standard deviation between organisations (data, tokenizer, recipe)
+    within: float  # standard deviation between runs of one organisation
     centre: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
     def at(self, where: Where) -> Normal:

@@ -358,18 +358,14 @@ class Law:
     """A formula with constants, and draws of them where they were estimated.
 
     Attributes:
-        form: which formula (`FORMS`).
-        constants: by the formula's letters.
-        convention: which parameters N counts.
         draws: constants drawn from their uncertainty, each [draws]; None: point values alone.
-        source: paper and table, or how it was fitted.
     """
 
-    form: Form
-    constants: Mapping[str, float]
-    convention: Convention = "unknown"
+    form: Form  # which formula (`FORMS`)
+    constants: Mapping[str, float]  # by the formula's letters
+    convention: Convention = "unknown"  # which parameters N counts
     draws: Mapping[str, Array] | None = field(default=None, repr=False)
-    source: str = ""
+    source: str = ""  # paper and table, or how it was fitted
 
     def __post_init__(self) -> None:
         if set(self.constants) != set(self.form.constants):

@@ -56,30 +56,20 @@ class Allocation(Shown):
     """So many parameters, so many tokens, and what they give.
 
     Attributes:
-        N: parameters, of the law's convention.
-        D: training tokens, repeated ones included.
-        loss: nats per token; NaN: unknown.
-        flops: training FLOPs.
-        tokens_per_param: D/N.
         intervals: (low, high) by attribute, for what the law's draws leave uncertain; None where it has no draws.
-        level: of the intervals.
-        inference_flops: what serving the tokens asked for costs.
-        unique_tokens: the stock, where one was given.
-        convention: which parameters N counts.
-        notes: what to know before relying on it.
     """
 
-    N: float
-    D: float
-    loss: float
-    flops: float
-    tokens_per_param: float
+    N: float  # parameters, of the law's convention
+    D: float  # training tokens, repeated ones included
+    loss: float  # nats per token; NaN: unknown
+    flops: float  # training FLOPs
+    tokens_per_param: float  # D/N
     intervals: Intervals | None = None
-    level: float | None = None
-    inference_flops: float = 0.0
-    unique_tokens: float | None = None
-    convention: Convention = "unknown"
-    notes: tuple[str, ...] = ()
+    level: float | None = None  # of the intervals
+    inference_flops: float = 0.0  # what serving the tokens asked for costs
+    unique_tokens: float | None = None  # the stock, where one was given
+    convention: Convention = "unknown"  # which parameters N counts
+    notes: tuple[str, ...] = ()  # what to know before relying on it
 
     @property
     def total_flops(self) -> float:
@@ -121,21 +111,17 @@ class Frontier:
     """A law, and what presses on its optimum.
 
     Attributes:
-        law: of N and D, or of N, D and U.
-        inference_tokens: tokens to be served, prompts included, at 2·N FLOPs each (Sardana et al. 2023).
         unique_tokens: the stock that D beyond it repeats (Muennighoff et al. 2023); None: it does not run out.
-        flops_per_param_token: 6 for training a dense model.
-        level: of the intervals, percentiles of the optima by the law's draws.
 
     Raises:
         ValueError: numbers that are not positive and finite or in the wrong unit; a law of other variables.
     """
 
-    law: Law
-    inference_tokens: float = 0.0
+    law: Law  # of N and D, or of N, D and U
+    inference_tokens: float = 0.0  # tokens to be served, prompts included, at 2·N FLOPs each (Sardana et al. 2023)
     unique_tokens: float | None = None
-    flops_per_param_token: float = TRAINING_FLOPS
-    level: float = 0.9
+    flops_per_param_token: float = TRAINING_FLOPS  # 6 for training a dense model
+    level: float = 0.9  # of the intervals, percentiles of the optima by the law's draws
 
     def __post_init__(self) -> None:
         check_level(self.level)

@@ -178,8 +178,7 @@ class RunningMoments:
     count: int = 0
     sums: list[float] = field(default_factory=lambda: [0.0] * 12)
     # of w·(1, x, y), w²·(1, x, y, xx, yy, xy), w·(xx, yy, xy)
-    lately: list[float] = field(default_factory=list)
-    """The last steps' own ratios y/x; infinite where x ≤ 0."""
+    lately: list[float] = field(default_factory=list)  # the last steps' own ratios y/x; infinite where x ≤ 0
     _asked: NoiseScale | None = field(default=None, repr=False, compare=False)
 
     def add(self, x: float, y: float) -> None:
