@@ -275,6 +275,16 @@ def test_runs_that_a_law_does_not_know_are_told(
     assert any(text.startswith(said) for text in unlike) if said else unlike == ()
 
 
+@pytest.mark.parametrize(("column", "cells"), [("unique_tokens (B)", "20 20 4"), ("epochs", "1 4 5")])
+def test_rows_that_saw_their_data_often_do_not_count(tmp_path: Path, column: str, cells: str) -> None:
+    """As of records: a law of N and D alone knows nothing of them, and one that knows takes them."""
+    rows = "".join(f"{i}e9,2e10,2.{9 - i},{cell}\n" for i, cell in enumerate(cells.split(), 1))
+    path = file(tmp_path, f"N,D,loss,{column}\n{rows}")
+    table = read_table([path], WANTED)
+    assert table.columns["N"] == [1e9, 2e9] and "line 4 of runs.csv: it saw its data 5 times" in table.left_out[0]
+    assert len(read_table([path], ("N", "D", "U", "loss")).rows) == 3
+
+
 @pytest.mark.parametrize(
     ("head", "row", "N", "D"),
     [

@@ -379,6 +379,8 @@ def test_what_a_table_says_of_its_runs_reaches_a_fit(tmp_path: Path) -> None:
     path.write_text("\n".join(["N,tokens,loss,epochs", *(f"{r},{1 + i % 3}" for i, r in enumerate(rows))]))
     imported(path, "-o", tmp_path / "epochs")
     assert "8 of 12 runs saw tokens again (column 'epochs')" in call("fit", tmp_path / "epochs", "--draws", 20).stderr
+    answer = json.loads(call("fit", tmp_path / "epochs", "--draws", 20, "--json").stdout)
+    assert any("8 of 12 runs saw tokens again" in text for text in answer["warnings"])
 
     path.write_text(
         "\n".join(["params,tokens,loss,active", *(f"{r},{n / 6:.0f}" for r, n in zip(rows, N, strict=True))])

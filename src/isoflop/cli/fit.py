@@ -124,7 +124,16 @@ def fit(
             tell("fit", f"no best size: {size}")
         best = None if isinstance(size, str) else best_size(size, level)
         more = {} if labels is None else {"at_equal_compute": groups_as_object(compared)}
-        print_json({**as_object(fitted), "best_size": best, "extrapolates": trust and trust.predicts, **more})
+        warnings = [*table.unlike, *fitted.warnings]
+        print_json(
+            {
+                **as_object(fitted),
+                "warnings": warnings,
+                "best_size": best,
+                "extrapolates": trust and trust.predicts,
+                **more,
+            }
+        )
         return
     names = [*dict.fromkeys(labels or ())]
     print_fit(fitted, table.taken, dict(zip(names, told_apart(names)[0], strict=True)))

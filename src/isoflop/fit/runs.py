@@ -484,8 +484,13 @@ def end_of_curve(curve: RunCurve, loss: str, convention: str, repeats: bool = Fa
     flops = float(curve.flops[fine[-1]])
     D, L = float(curve.tokens[fine[-1]]), None if broken else float(values[last].mean())
     if not why and not repeats and (unique := curve.run.unique_tokens) and REPEATED * unique < D:
-        why = f"it saw its data {D / unique:.3g} times, which a law of N and D alone does not know"
+        why = describe_repeats(D / unique)
     return RunEnd(curve.name, N, D, L, flops if np.isfinite(flops) else None, curve.run_id, why)
+
+
+def describe_repeats(seen: float) -> str:
+    """Why a run that saw its data so often does not count for a law of N and D."""
+    return f"it saw its data {seen:.3g} times, which a law of N and D alone does not know"
 
 
 def said(loss: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.fit.runs import TOKENS_A_PARAMETER, BadData, describe_rate, implausible
+from isoflop.fit.runs import REPEATED, TOKENS_A_PARAMETER, BadData, describe_rate, describe_repeats, implausible
 from isoflop.fit.sources import (
     GUESSES,
     LOSS_NAME,
@@ -120,8 +120,7 @@ def read_table(
     for what in named or {}:
         if what not in (known := (*wanted, "perplexity", *(["C"] if {"N", "D"} <= {*wanted} else []))):
             raise BadData(f"--column: expected one of {', '.join(known)} before =, got {what!r}")
-    files: list[Path] = []
-    records: list[Location] = []
+    files, records = list[Path](), list[Location]()
     for source in sources:
         if isinstance(source, Path) and not source.exists():
             raise BadData(f"expected a CSV file, a record or a folder with records, got {source}, which does not exist")
@@ -152,8 +151,7 @@ def _stacked(
     conditions = [] if where is None else parse_where(where, known)
     tables = []
     for source, rows, counted in parts:
-        present = {name for _, row in rows for name in row}
-        others = {plain(name) for name in everywhere} - {plain(name) for name in present}
+        others = {plain(name) for name in everywhere} - {plain(name) for _, row in rows for name in row}
         mine = {what: name for what, name in named.items() if plain(name) not in others}
         try:
             if not rows:
@@ -350,7 +348,14 @@ class _Reading:
         for name, cell in self.rows[i].items():
             if cell.strip().lower() in NO_END.get(plain(name), ()):
                 return f"{self.labels[i]}: its {name} is {cell.strip()}"
-        return ""
+        seen = 0.0 if "U" in self.wanted or LOSS_NAME in self.rows[i] else self._seen(self._with_derived(self.rows[i]))
+        return f"{self.labels[i]}: {describe_repeats(seen)}" if seen > REPEATED * (1 + ROUNDED) else ""
+
+    def _seen(self, row: Mapping[str, str]) -> float:
+        """How often a run saw its data, by a column of unique tokens or epochs; 0: there is none."""
+        unique, epochs = (guessed(what, self.present) or "" for what in ("U", "epochs"))
+        D, U, often = (cell_number(row.get(name)) or 0.0 for name in ("D", unique, epochs))
+        return max(D / U / unit_of(unique)[1] if U else 0.0, often)
 
     def _derived(self, columns: dict[str, list[float]]) -> dict[str, list[float]]:
         """With columns that follow from others; BadData for losses that are none."""
