@@ -217,7 +217,7 @@ def test_the_table_sorts_and_the_axis_can_be_changed(chromium: Any, tmp_path: Pa
     with tensorboard(tmp_path) as url:
         opened(chromium, url)
         until(chromium, "return document.querySelectorAll('.runtable tbody tr').length === 4")
-        listed = "return [...document.querySelectorAll('.runtable tbody tr')].map(row => row.children[0].textContent)"
+        listed = "return [...document.querySelectorAll('.runtable td:first-child')].map(cell => cell.lastChild.data)"
         assert chromium.execute_script(listed) == ["w9 lr 0.003", "w9 lr 0.01", "w10 lr 3e-4", "w10 lr 1e-3"]
         chromium.execute_script("document.querySelectorAll('.runtable th button')[3].click()")
         up = chromium.execute_script(cells)

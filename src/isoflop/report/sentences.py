@@ -160,13 +160,21 @@ def _exponents(study: Study) -> list[str]:
 
 
 def _leaning(low: float, high: float) -> str:
+    """What the interval of a says, wherever in it the estimate lies.
+
+    >>> [_leaning(*ends) for ends in ((0.49, 0.52), (0.54, 0.6), (0.51, 0.6))]
+    ['size and data should grow nearly alike.', 'size should grow faster than data.', \
+'size should grow faster than data, or nearly alike.']
+    >>> _leaning(0.44, 0.62)
+    'which of them should grow faster is open.'
+    """
     if low > 0.5 - ALIKE and high < 0.5 + ALIKE:
         return "size and data should grow nearly alike."
     if low > 0.5:
-        return "size should grow faster than data."
+        return "size should grow faster than data" + (", or nearly alike." if low < 0.5 + ALIKE else ".")
     if high < 0.5:
-        return "data should grow faster than size."
-    return "growing both alike is within that."
+        return "data should grow faster than size" + (", or nearly alike." if high > 0.5 - ALIKE else ".")
+    return "which of them should grow faster is open."
 
 
 def _next(study: Study, own: Posterior, near: bool) -> str:
