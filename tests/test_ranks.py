@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,10 +195,11 @@ def test_ranks_with_models_of_their_own(
 
 
 class Adrift:
-    """Some ranks' store in one process: the other rank never comes again."""
+    """Some ranks' store in one process, and its time: the other rank looks, and does not come to the sum."""
 
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
+        self.now, self.waited = 0.0, 0.0
 
     def set(self, name: str, value: str) -> None:
         self.values[name] = value.encode()
@@ -207,30 +210,51 @@ class Adrift:
     def check(self, names: list[str]) -> bool:
         return all(name in self.values for name in names)
 
-    def wait(self, names: list[str], _: Any) -> None:
+    def wait(self, names: list[str], patience: timedelta) -> None:
         if not self.check(names):
+            self.now += patience.total_seconds()
+            self.waited += patience.total_seconds()
             raise RuntimeError("it took too long")
+
+    def delete_key(self, name: str) -> bool:
+        return self.values.pop(name, None) is not None
+
+    def multi_get(self, names: list[str]) -> list[bytes]:
+        return [self.values[name] for name in names]
 
     def compare_set(self, name: str, expected: str, value: str) -> bytes:
         return self.values.setdefault(name, value.encode())
 
 
-def test_waiting_in_vain_ends(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_waiting_in_vain_is_limited(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Thirty seconds and 1% of the run, whatever its length; and what was counted is in the sum once all come again."""
     store, settings = Adrift(), ranks_of_a_run.Settings(1, None, "auto", False)
     monkeypatch.setattr(ranks_of_a_run, "world_size", lambda: 2)
     monkeypatch.setattr(ranks_of_a_run, "_store", lambda: store)
-    ranks = Ranks(Guard(), settings)
-    waits = 0
-    for step in range(200):
-        for place in range(5):  # the other rank looks, and is gone before it sums
-            store.set(f"{ranks._key}/{place}/settings/1", json.dumps([step, *settings]))
+    monkeypatch.setattr(ranks_of_a_run, "time", SimpleNamespace(monotonic=lambda: store.now))
+    ranks, step, misses = Ranks(Guard(), settings), 0, 0
+
+    def log_step(comes: bool) -> Totals:
+        nonlocal step, misses
+        step, store.now = step + 1, store.now + 5
+        place = f"{ranks._key}/{ranks._round}"
+        store.set(f"{place}/settings/1", json.dumps([step, *settings]))
         ranks.agree(step)
+        if comes:
+            row = [*map(int, Totals(processed=10 * step))], [step, 1.0, 1.0]
+            store.set(f"{place}/{ranks._sums}/1", json.dumps(row))
         before = ranks._round
-        totals, _ = ranks.total(Totals(processed=10), [1.0, 1.0], [], step, None)
-        waits += ranks._round - before
-        assert totals.tokens_known is None or totals == Totals()
-    assert waits == ranks_of_a_run.MISSES + 1 and not ranks.open
-    assert [record.message for record in caplog.records if "not all ranks came to a sum" in record.message]
+        totals, _ = ranks.total(Totals(processed=10 * step), [1.0, 1.0], [], step, None)
+        misses += ranks._round - before
+        return totals
+
+    for _ in range(2000):
+        assert log_step(comes=False).processed == 0 and ranks.open
+    assert misses > 200 and store.waited < 31 + 0.01 * store.now
+    assert len([name for name in store.values if not name.endswith("/settings/1")]) < 10  # the other rank's stay here
+    found = [log_step(comes=True).processed for _ in range(20)]
+    assert found[-1] == 2 * 10 * step
+    assert sum("ranks came to the sum" in record.message for record in caplog.records) == 1
 
 
 # -- a part of an adapter fails on one rank: it takes part in every sum all the same -----------------------------------

@@ -29,8 +29,8 @@ from isoflop.guard import UNKNOWN, Guard, attempt, declare
 SUMMING = declare("summing over ranks", UNKNOWN)
 PATIENCE = 10.0
 """Seconds that a rank waits for the others: ranks that train together are at most a step apart."""
-MISSES = 3
-"""Sums that may be missed, and one more for each 1,000 s of the run: waiting in vain is to cost no more than 1%."""
+IN_VAIN, SHARE, LEAST = 30.0, 0.01, 0.05
+"""Seconds that may be waited in vain, and the share of the run's time beside them; after them so little at each sum."""
 MISSED = b"missed"
 NEVER = 2**62
 """A step that no rank reaches."""
@@ -78,7 +78,8 @@ class Ranks:
         self._looked = False
         self.held: Totals | None = None
         self._round = self._sums = 0  # how often the ranks have agreed to sum, and their sums since
-        self._missed, self._begun = 0, time.monotonic()
+        self._left, self._begun = IN_VAIN, time.monotonic()  # of what may be waited in vain
+        self._stale: list[str] = []  # names in the store that nobody reads once all ranks have agreed anew
         self._first = 0  # step from which all ranks sum; `NEVER` as long as they have not agreed
 
     @property
@@ -199,11 +200,13 @@ class Ranks:
         store.set(rows[own], json.dumps([[*map(int, integers)], [*map(float, floats)]]))
         if self._sums:  # it was read
             store.delete_key(f"{earlier}/{own}")
-        sums, late = MISSED.decode(), False
+        sums, late, now = MISSED.decode(), False, time.monotonic()
+        patience = min(PATIENCE, max(LEAST, self._left + SHARE * (now - self._begun)))
         try:
-            store.wait([place] if own else rows, timedelta(seconds=PATIENCE))
+            store.wait([place] if own else rows, timedelta(seconds=patience))
         except RuntimeError:
             late = True
+            self._left -= time.monotonic() - now
         if not (own or late):
             every = [json.loads(row) for row in store.multi_get(rows)]
             sums = json.dumps(
@@ -213,23 +216,21 @@ class Ranks:
                 store.delete_key(earlier)
         came = store.compare_set(place, "", sums)
         if came == MISSED:
-            self._miss(step, sum(store.check([row]) for row in rows) if late else None)
+            if late:
+                self._guard.once(
+                    "only %d of %d ranks came to the sum at step %d within %.2g s: tokens and FLOPs are unknown until "
+                    "all come to one again. Nothing that was counted is lost",
+                    *(sum(store.check([row]) for row in rows), world_size(), step, patience),
+                )
+            for name in self._stale:
+                store.delete_key(name)
+            here = f"{self._key}/{self._round}"
+            self._stale = [f"{here}/settings/{own}", rows[own], *([] if own else [place, earlier, f"{here}/first"])]
+            self._round, self._sums, self._first = self._round + 1, 0, NEVER  # the ranks agree anew
             return None
         self._sums += 1
         whole, broken = json.loads(came)
         return whole, broken
-
-    def _miss(self, step: int, here: int | None) -> None:
-        """A sum was given up: the ranks agree anew. `here`: how many came, where this rank has waited for the rest."""
-        self._round, self._sums, self._missed, self._first = self._round + 1, 0, self._missed + 1, NEVER
-        if self._missed > MISSES + (time.monotonic() - self._begun) / (100 * PATIENCE):
-            raise TimeoutError(f"{self._missed} times not all ranks came to a sum within {PATIENCE:g} s")
-        if here is not None:
-            self._guard.once(
-                "only %d of %d ranks came to the sum at step %d within %g s: tokens and FLOPs are unknown until all "
-                "come to one again. Nothing that was counted is lost",
-                *(here, world_size(), step, PATIENCE),
-            )
 
 
 def _store() -> Any:
