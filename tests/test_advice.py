@@ -114,7 +114,8 @@ Saves: compute = 9.36e+18 FLOPs, time = 15 hours.
         {"losses": [(4900 + i, 3.9 if i > 40 else 3 - 0.001 * i) for i in range(1, 101)]},
         Severity.CRITICAL,
         f"""The loss diverges: 3.900 nats per token, after 2.962 around step 4,936; a logged loss scatters by 0.003.
-  Do: stop, go back to a checkpoint before step 4,936, and lower the learning rate or skip the data; look at {LOOK} too.
+  Do: stop, go back to a checkpoint of step 4,936 or before, and lower the learning rate or skip the data; \
+look at {LOOK} too.
   Based on: this run's loss.
   Numbers: loss = 3.900 nats per token, best = 2.962 nats per token, scatter = 0.003 nats per token.""",
     ),
@@ -166,10 +167,10 @@ Saves: compute = 3.12e+18 FLOPs, time = 2.5 hours.
     ),
     (
         diverging,
-        {"nonfinite": 3},
+        {"nonfinite": 3, "losses": FALLING},
         Severity.CRITICAL,
-        f"""The training loss has been NaN or infinite for 3 log steps in a row.
-  Do: stop, go back to a checkpoint before it, and lower the learning rate; look at {LOOK} too.
+        f"""The training loss has been NaN or infinite for 3 log steps in a row, since step 4,000.
+  Do: stop, go back to a checkpoint of step 4,000 or before, and lower the learning rate; look at {LOOK} too.
   Based on: this run's loss.""",
     ),
     (
@@ -177,7 +178,8 @@ Saves: compute = 3.12e+18 FLOPs, time = 2.5 hours.
         {"losses": [*FALLING, (4100, 3.5), (4200, 3.6), (4300, 3.9)]},
         Severity.CRITICAL,
         f"""The loss diverges: 3.600 nats per token, after 2.620 around step 3,600; a logged loss scatters by 0.0026.
-  Do: stop, go back to a checkpoint before step 3,600, and lower the learning rate or skip the data; look at {LOOK} too.
+  Do: stop, go back to a checkpoint of step 3,600 or before, and lower the learning rate or skip the data; \
+look at {LOOK} too.
   Based on: this run's loss.
   Numbers: loss = 3.600 nats per token, best = 2.620 nats per token, scatter = 0.0026 nats per token.""",
     ),
@@ -226,8 +228,8 @@ fall of 0.120 was to be expected.
         batch,
         {"batch": batch_of(8e6)},
         Severity.WARNING,
-        """The batch is 5.5 times the critical size expected at the planned end: at least 85% of the \
-compute goes into gradients that agree already.
+        """The batch is 5.5 [3.5, 8.6] times the critical size expected at the planned end: 85% of the compute there, \
+and more before, goes into gradients that agree already.
   Do: with about 1.46M tokens a step the same loss takes fewer tokens and more steps; tune the learning rate again \
 with the batch. \
 Saves: compute of the rest = 69.1% [55.3%, 79.2%] (80% intervals).
@@ -371,6 +373,7 @@ SILENT = [
     (target, {"forecast": ENDING}),
     (past_efficient, {"step": 9500, "N": 1e8, "tokens": 4e10}),  # nothing left to save
     (past_efficient, {"N": 1e8, "tokens": 4e10, "intent": "overtrain"}),
+    (past_efficient, {"N": 1e8, "tokens": 4e10, "nonfinite": 1}),  # no loss has been reached
     (past_efficient, {"N": 1e8, "tokens": 4e10, "inference_tokens": 1e13}),
     (past_efficient, {}),
     (diverging, {"losses": FALLING}),

@@ -104,6 +104,13 @@ def test_a_batch_that_should_grow(known: dict[str, Any], said: bool) -> None:
         assert cost.low is not None and cost.high is not None and 1 < cost.low < cost.value < cost.high
 
 
+def test_a_run_that_ends_before_the_batch_would_double() -> None:
+    late = {"tokens": 3.2e7, "tokens_per_step": 3.2e4, "step": 1000, "total_steps": 2000}
+    found = batch(run(batch=batch_of(3.2e5, 4e3, 16e3, early=430.0), **late), THRESHOLDS)
+    assert isinstance(found, Advice) and "begin with about 1024 tokens a step; tune" in found.do
+    assert "is 360 times the critical size" in found.what
+
+
 def test_a_stable_rate_makes_the_trade_off_less_sure() -> None:
     near = {"batch": batch_of(3.4e6, 9e4, 1.1e5), **EARLY}
     told = [batch(run(rates=plan, **near), THRESHOLDS) for plan in (LrPlan.cosine(10_000, 1e-3, 10), WSD)]

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import isoflop
 from isoflop.advice import Advice, Adviser, Reason, Severity, Situation
+from isoflop.advice.adviser import Track
 from isoflop.fit import learn_from
 from isoflop.fit.own_runs import frontier_of
 from isoflop.forecast import Forecast
@@ -262,6 +263,14 @@ def test_a_run_that_ends_in_nan_is_not_fine(tmp_path: Path, capsys: pytest.Captu
     end = closing(capsys)
     assert "val nan at step 2,000 (2.900 at step 1,000)" in end and "no divergence" not in end
     assert "loss (the last training loss is no finite number)" in end and "final loss" not in end
+
+
+def test_losses_of_one_step_have_a_level_without_a_warning() -> None:
+    """A counter that stands still, as under a trainer that repeats a step; warnings are errors here."""
+    track = Track()
+    for loss in (2.51, 2.5, 2.49, 2.5, 2.5):
+        track.add(100, loss, None)
+    assert track.level(100) == pytest.approx(2.5)
 
 
 def test_a_divergence_that_went_back_is_in_the_last_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

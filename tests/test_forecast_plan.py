@@ -65,6 +65,14 @@ def test_spliced_is_the_past_as_seen_and_the_plan_from_there() -> None:
     assert joined.total_steps == 100
 
 
+@pytest.mark.parametrize("seen", [[100], [50, 100], [50, 100, 1080], [120]])
+def test_rates_that_were_seen_at_the_end_or_beyond_it_are_no_part_of_a_plan(seen: list[int]) -> None:
+    """A trainer whose counter went back behind the run's end leaves such."""
+    plan = LrPlan.linear(100, 1.0)
+    joined = plan.spliced(seen, [0.5] * len(seen))
+    assert joined.total_steps == 100 and joined.at([51, 100]) == pytest.approx(plan.at([51, 100]))
+
+
 def test_effective_steps_and_falls_against_a_plain_sum() -> None:
     """The nodes of a path stand for a sum over every step."""
     kernel = Kernel(0.65, 100.0)

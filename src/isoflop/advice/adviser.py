@@ -190,7 +190,8 @@ class Track:
             return None
         at, losses = np.array(self.losses).T
         lately = at >= min((1 - WINDOW) * step, at[-AVERAGED])
-        slope = float(np.polyfit(at[lately], losses[lately], 1)[0])
+        since = at[lately] - at[lately].mean()
+        slope = float(since @ losses[lately] / max(since @ since, 1e-300))  # a step may come twice
         tail = in_tail(at, at[-1])
         width = at[-1] - at[max(int(tail.argmax()) - 1, 0)]  # steps that the mean is of
         level = float(losses[tail].mean())

@@ -113,10 +113,12 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     few log steps there are, a loss far above its first one is lost.
     """
     if run.nonfinite >= thresholds.in_a_row:
+        last = run.losses[-1][0] if run.losses else 0
+        since = f", since step {last:,}" if last else ""
         return Advice(
             Reason.DIVERGING,
-            f"The training loss has been NaN or infinite for {run.nonfinite} log steps in a row.",
-            f"stop, go back to a checkpoint before it, and lower the learning rate; look at {OTHERS} too.",
+            f"The training loss has been NaN or infinite for {run.nonfinite} log steps in a row{since}.",
+            f"stop, {_back_to(last)}, and lower the learning rate; look at {OTHERS} too.",
             basis=("this run's loss",),
             stops=True,
             severity=Severity.CRITICAL,
@@ -183,13 +185,13 @@ def _risen_to(
     """A rise of the loss from its best, with the step of that."""
     (step, best), unit, loss = at, run.task.unit, float(np.median(now))
     unless = "" if lost else "if the data has changed there, nothing; else " if run.task.falls else MAY_RISE
-    begin = "begin again" if sd is None else f"go back to a checkpoint before step {step:,}"
     severity = Severity.CRITICAL if lost else Severity.WARNING if run.task.falls else Severity.INFO
     return Advice(
         Reason.DIVERGING,
         f"The loss {does}: {nats(loss, unit)}, after {nats(best)} around step {step:,}"
         f"{'' if sd is None else f'; a logged loss scatters by {sd:.2g}'}.",
-        f"{unless}stop, {begin}, and lower the learning rate or skip the data; look at {OTHERS} too.",
+        f"{unless}stop, {_back_to(0 if sd is None else step)}, and lower the learning rate or skip the data; look at "
+        f"{OTHERS} too.",
         (
             Quantity("loss", loss, unit),
             Quantity("best", best, unit),
@@ -199,6 +201,11 @@ def _risen_to(
         stops=lost,
         severity=severity,
     )
+
+
+def _back_to(step: int) -> str:
+    """Where training is to go on after a loss that was last good at `step`; 0: it never was."""
+    return f"go back to a checkpoint of step {step:,} or before" if step else "begin again"
 
 
 def _fallen(rise: np.ndarray, sd: float) -> float:

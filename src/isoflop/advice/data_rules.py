@@ -272,13 +272,13 @@ def _ramp(run: Situation, tokens: float, critical: Belief, thresholds: Threshold
     growth = math.log(critical_batch_by_tokens(4.0) / critical_batch_by_tokens(2.0)) / math.log(2)
     at = [run.tokens * 2 ** (k / growth) for k in range(1, 5)]
     steps = ", ".join(count(each) for each in at if each < run.planned_tokens)
+    grow = f" and double it at {steps} tokens" if steps else ""
     return replace(
         base,
-        what=f"The batch of {count(tokens)} tokens is {tokens / critical.value:.2g} times the critical size of now; "
-        f"held constant it takes {cost:.2g} [{least:.2g}, {most:.2g}] times the tokens of a batch that grows with it.",
-        do=f"begin with about {count(first)} tokens a step and double it at {steps} tokens and so on; tune the "
-        "learning rate again with the batch. In a decay, double the batch and divide the rate by √2 in place of "
-        "halving the rate (Seesaw, arXiv:2510.14717).",
+        what=f"The batch of {count(tokens)} tokens is {_times(tokens / critical.value)} times the critical size of "
+        f"now; held constant it takes {_times(cost, least, most)} times the tokens of a batch that grows with it.",
+        do=f"begin with about {count(first)} tokens a step{grow}; tune the learning rate again with the batch. In a "
+        "decay, double the batch and divide the rate by √2 in place of halving the rate (Seesaw, arXiv:2510.14717).",
         numbers=(*base.numbers, Quantity("tokens over those of a batch that grows", cost, "", least, most)),
         probability=min(surely, now),
     )
@@ -299,8 +299,9 @@ def _too_large(tokens: float, later: Belief, base: Advice) -> Advice:
     low, high = (_saved(tokens, end) for end in reversed(ends))
     return replace(
         base,
-        what=f"The batch is {ratio:.1f} times the critical size expected at the planned end: at least "
-        f"{ratio / (1 + ratio):.0%} of the compute goes into gradients that agree already.",
+        what=f"The batch is {_times(ratio, tokens / ends[1], tokens / ends[0])} times the critical size expected at "
+        f"the planned end: {share(ratio / (1 + ratio))} of the compute there, and more before, goes into gradients "
+        "that agree already.",
         do=f"with about {count(later.value)} tokens a step the same loss takes fewer tokens and more steps; tune the "
         "learning rate again with the batch.",
         saves=(Quantity("compute of the rest", _saved(tokens, later.value), "%", low, high),),
@@ -328,6 +329,12 @@ def _later(critical: Belief, run: Situation) -> Belief | None:
         return None
     now, then = critical_batch_by_tokens(np.array([run.tokens, run.planned_tokens]))
     return replace(critical, value=critical.value * max(float(then / now), 1.0))
+
+
+def _times(*factors: float) -> str:
+    """A factor in two digits, then its interval."""
+    first, *ends = (count(float(f"{each:.2g}")) for each in factors)
+    return f"{first} [{', '.join(ends)}]" if ends else first
 
 
 def _saved(batch: float, critical: float) -> float:

@@ -173,7 +173,7 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
         return Missing("the efficient stopping point", "parameters or tokens are unknown", quiet=True)
     if run.intent == "overtrain" or run.inference_tokens:
         return None  # judged against serving by `planned`
-    if run.total_steps is None:
+    if run.total_steps is None or run.nonfinite:
         return None
     if run.stock is not None and run.stock < run.tokens:
         return None  # the law is of single epochs
@@ -192,8 +192,8 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
     return Advice(
         Reason.PAST_EFFICIENT,
         f"Past the efficient stopping point: {count(run.N)} parameters have seen {count(run.tokens)} tokens; a model "
-        f"of about {count(waste.N[0])} parameters would have reached this loss with {waste.saved(LEVEL)[0]:.0%} less "
-        f"compute{still}.",
+        f"of about {count(waste.N[0])} parameters would have reached this loss with {share(waste.saved(LEVEL)[0])} "
+        f"less compute{still}.",
         _remedy(run) + MEANT,
         (
             Quantity("tokens per parameter", run.tokens / run.N),

@@ -86,13 +86,14 @@ class LrPlan:
         return np.asarray(np.abs(near - rates[:, None]).min(1) / self.peak)
 
     def spliced(self, steps: ArrayLike, lr: ArrayLike) -> LrPlan:
-        """This plan from the last of `steps` on, and the rates that were seen before it."""
+        """This plan from the last of `steps` on, and the rates that were seen before it; none from its own end on."""
         seen, rates = np.asarray(steps, dtype=float), np.asarray(lr, dtype=float)
+        seen, rates = seen[seen < self.steps[-1]], rates[seen < self.steps[-1]]
         if len(seen) == 0:
             return self
         later = self.steps > seen[-1]
         join = min(float(seen[-1]) + 1, float(self.steps[-1]))
-        extra = np.array([join]) if not later.any() or self.steps[later][0] > join > seen[-1] else np.array([])
+        extra = np.array([join]) if self.steps[later][0] > join else np.array([])
         return LrPlan(
             np.concatenate([seen, extra, self.steps[later]]), np.concatenate([rates, self.at(extra), self.lr[later]])
         )
