@@ -234,14 +234,21 @@ def epochs(rng: Rng) -> LossCurve:
     return logged(rng, w, w.curve() - drop * w.E * np.floor(n * (w.steps - 1) / w.total) ** rng.uniform(0.5, 1.0))
 
 
-def averages(rng: Rng, since_start: bool) -> LossCurve:
-    """What is logged is the mean since the start, or an exponential average."""
+def averages(rng: Rng, epochs: tuple[int, int] | None) -> LossCurve:
+    """What is logged is the mean since the start of each of so many epochs; None: an exponential average."""
     w = world(rng)
     height, time = rng.uniform(0.5, 4), rng.uniform(0.02, 0.1) * w.total
     loss = w.curve() + height * np.exp(-w.steps / time) + w.noise * rng.normal(size=w.total)
     keep = 1 - 1 / (rng.uniform(0.01, 0.05) * w.total)
-    mean = np.cumsum(loss) / w.steps if since_start else averaged(keep, loss, float(loss[0]))
-    return logged(rng, w, mean, np.zeros(w.total))
+    if epochs is None:
+        return logged(rng, w, averaged(keep, loss, float(loss[0])), np.zeros(w.total))
+    n = rng.integers(*epochs, endpoint=True)
+    begun = np.floor(n * (w.steps - 1) / w.total)  # epochs before this one
+    before = np.floor(begun * w.total / n + 1e-9).astype(int)  # steps before it
+    total = np.append(0.0, np.cumsum(loss))
+    mean = (total[1:] - total[before]) / (w.steps - before)
+    run = logged(rng, w, w.curve(), np.zeros(w.total))
+    return replace(run, loss=mean[run.steps.astype(int) - 1], count=None)
 
 
 def few_points(rng: Rng) -> LossCurve:
@@ -341,8 +348,10 @@ KINDS: dict[str, Callable[[Rng], LossCurve]] = {
     "heavy tails": heavy_tails,
     "red noise": red_noise,
     "epochs": epochs,
-    "mean since start": partial(averages, since_start=True),
-    "exponential mean": partial(averages, since_start=False),
+    "mean since start": partial(averages, epochs=(1, 1)),
+    "mean since epoch": partial(averages, epochs=(2, 12)),
+    "mean since short epoch": partial(averages, epochs=(20, 100)),
+    "exponential mean": partial(averages, epochs=None),
     "few points": few_points,
     "logarithmic": logarithmic,
     "offset": offset,

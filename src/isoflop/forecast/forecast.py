@@ -122,7 +122,7 @@ class Refusal(str, Enum):
     CHANGE_POINT = (
         "change point",
         "The loss jumped by {jump:+.3f} nats where the learning rate does not explain it (new data, a restart, a "
-        "spike?). Forecasts resume when the jump is long past.",
+        "spike, a mean since the epoch began?). Forecasts resume when the jump is long past.",
     )
     BATCH_CHANGED = (
         "batch size changed",
