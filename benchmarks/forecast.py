@@ -159,8 +159,7 @@ def widths(scored: list[Scored]) -> dict[str, tuple[float, float, float, list[fl
     worth: dict[str, list[Array]] = {}
     for run, part, f in scored:
         if f is not None:
-            scale = f.sd * WIDTHS
-            density = student.logpdf((run.final - f.loss) / scale, f.nu) - np.log(scale)
+            density = _log_score(run, f, WIDTHS)
             half = (f.high - f.loss) * WIDTHS
             outside = np.maximum(abs(run.final - f.loss) - half, 0)
             interval = 100 * (2 * half + 2 / (1 - f.level) * outside) / run.final
@@ -211,6 +210,12 @@ def _interval_score(run: LossCurve, forecast: Forecast) -> float:
     return 100 * (forecast.high - forecast.low + 2 / (1 - forecast.level) * outside) / run.final
 
 
+def _log_score(run: LossCurve, forecast: Forecast, wide: Array | float = 1.0) -> Array:
+    """Log density of the final loss, nats, with so many times the width."""
+    scale = forecast.sd * np.asarray(wide)
+    return np.asarray(student.logpdf((run.final - forecast.loss) / scale, forecast.nu) - np.log(scale))
+
+
 def _cell(scored: list[Scored]) -> str:
     made = [(run, f) for run, _, f in scored if f is not None]
     if not made:
@@ -250,7 +255,7 @@ def histories(console: Console, runs: list[LossCurve]) -> None:
 
     And with a mixed one: four runs of the set and four of each other organisation's, or eight of the other's alone.
     `score` is the mean interval score against none (width, and ten times what a loss lies outside; %, less is better)
-    with its standard error, over runs that have a forecast in both.
+    and the gain in log score, nats, each with its standard error, over runs that have a forecast in both.
     """
     chosen = priors_for(runs, "leave-one-organisation-out")
     heads = (f"{100 * float(k):.0f}%: error cov spoke score" for k in GOALS)
@@ -266,19 +271,24 @@ def histories(console: Console, runs: list[LossCurve]) -> None:
             foreign = [run for run in runs if run.organisation == other]
             foreign = [foreign[i] for i in rng.permutation(len(foreign))]
             histories |= {f"4 + 4 {other}": own[:4] + foreign[:4], f"8 {other}": foreign[:8]}
-        none: dict[tuple[str, float], float] = {}
+        none: dict[tuple[str, float], Array] = {}
         for known, history in histories.items():
             priors = learn_priors([replace(run, organisation="own") for run in history], base)
             fractions = [float(key) for key in GOALS]
             scored = [(run, k, f) for run in rest for k, f in replay(run, "isoflop", fractions, priors).items()]
-            scores = {(run.name, k): _interval_score(run, f) for run, k, f in scored if f is not None}
+            scores = {
+                (run.name, k): np.array([_interval_score(run, f), float(_log_score(run, f))])
+                for run, k, f in scored
+                if f is not None
+            }
             none = none or scores
             cells = []
             for k in fractions:
-                away = [score - none[key] for key, score in scores.items() if key[1] == k and key in none]
-                worth = f"{np.mean(away):+.2f}±{np.std(away) / len(away) ** 0.5:.2f}" if any(away) else ""
-                error, *held = _cell([s for s in scored if s[1] == k]).split()[:3]
-                cells.append("  ".join([error.split("/")[0], *held, worth]))
+                away = np.array([score - none[key] for key, score in scores.items() if key[1] == k and key in none])
+                changes = zip(away.mean(0), away.std(0) / len(away) ** 0.5, strict=True) if away.any() else ()
+                worth = "  ".join(f"{mean:+.2f}±{error:.2f}" for mean, error in changes)
+                median, *held = _cell([s for s in scored if s[1] == k]).split()[:3]
+                cells.append("  ".join([median.split("/")[0], *held, worth]))
             table.add_row(dataset if known == "0" else "", known, *cells)
     console.print(table)
 
