@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isoflop.cli import common
-from isoflop.console import grid, picked, print_json, progress_bar, reported, say, screen, tell, told_apart
+from isoflop.console import grid, listed, picked, print_json, progress_bar, reported, say, screen, tell, told_apart
 
 if TYPE_CHECKING:
     from isoflop.fit.approaches import ApproachComparison
@@ -155,8 +155,7 @@ def _grouped(table: Table, group: str) -> tuple[list[str], Table]:
         raise ValueError(f"--group: expected a column that separates groups of runs ({there}), got {group!r}")
     cells = table.labels[group]
     if out := [name for name, cell in zip(table.rows, cells, strict=True) if not cell]:
-        some = ", ".join(out[:4]) + (f" and {len(out) - 4} more" if len(out) > 4 else "")
-        tell("fit", f"left out: {some}: no {group}")
+        tell("fit", f"left out: {listed(out)}: no {group}")
         table = table.picked([i for i, cell in enumerate(cells) if cell])
     return list(filter(None, cells)), table
 

@@ -108,22 +108,10 @@ class Observation(StandsAside):
     def start(self) -> bool:
         """Begin, unless a dispatch mode of others is on, which takes what is on top off at its end."""
         sweep()
-        if not all(isinstance(mode, Observation) for mode in _stack()):
-            self._give_up(FOREIGN, for_good=not self._whole)
-            return False
-        for under_way, problem in (
-            (torch.is_inference_mode_enabled(), INFERENCE),
-            (torch._C._current_graph_task_id() != -1, BACKWARD),
-        ):
-            if under_way:  # it would be off behind that (see `sweep`)
-                self._give_up(problem)
-                return False
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            self._give_up(GRAPH)
-            return False
         around = list(frames())
-        if any(map(_is_compiled, around)):
-            self._give_up(COMPILED, for_good=True)
+        problem, for_good = self._obstacle(around)
+        if problem:
+            self._give_up(problem, for_good)
             return False
         self._first_node = torch.autograd._get_sequence_nr()
         # a step of an optimizer has called its closure
@@ -137,6 +125,18 @@ class Observation(StandsAside):
                 _look_around()
         self.__enter__()
         return True
+
+    def _obstacle(self, around: list[FrameType]) -> tuple[str, bool]:
+        """What forbids to begin ("": nothing), and whether for good."""
+        if not all(isinstance(mode, Observation) for mode in _stack()):
+            return FOREIGN, not self._whole
+        if torch.is_inference_mode_enabled():  # it would be off behind that (see `sweep`)
+            return INFERENCE, False
+        if torch._C._current_graph_task_id() != -1:
+            return BACKWARD, False
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return GRAPH, False
+        return (COMPILED, True) if any(map(_is_compiled, around)) else ("", False)
 
     def stop(self) -> None:
         """End, and close the last segment."""

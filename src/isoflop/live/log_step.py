@@ -46,70 +46,46 @@ class LogStep:
     """A run at a log step. Unknown is None.
 
     Attributes:
-        step: optimizer steps done, as the trainer counts them.
-        updates: of the weights, of which one is several steps where several optimizers step together.
         loss_sum, losses: sum and number of the training losses since the last log step, over all ranks; nats.
-        loss: their mean, nats per token.
         first_loss: of the first step that this process made, where that is known apart from the interval's mean.
-        before: the last log step.
-        totals: tokens and FLOPs since the run began, over all ranks.
         summed: they hold all up to this step; False: up to the last log step, or other ranks' are still to come.
-        whole: they hold all of the run; False: some of its steps were not counted.
-        parameters: N by convention.
-        lr: the learning rate of the step just done.
         wall_time, training_time: seconds since the run began; busy_time: of training, by the clock or by the
             CPU of its thread, whichever is more: what forecasts and advice may take a share of.
-        devices: in the job.
-        peak: dense peak of one of them in FLOP/s.
-        counting: how FLOPs are counted, for the record.
-        scalars: what is shown, by name (`isoflop.live.log_step.SCALARS`).
-        batch: against the critical batch.
-        forecaster: fed up to this step.
-        ladder: the user's earlier sizes.
-        plan: the learning rates of the whole run.
-        forecast: of the loss at the planned end, or why there is none.
-        advice: what is new.
-        stop: `on_advice` asks for the run's end.
     """
 
-    step: int
-    updates: int = 0
+    step: int  # optimizer steps done, as the trainer counts them
+    updates: int = 0  # of the weights, of which one is several steps where several optimizers step together
     loss_sum: float = 0.0
     losses: int = 0
-    loss: float | None = None
+    loss: float | None = None  # the mean of `losses`, nats per token
     first_loss: float | None = None
-    before: Interval = field(default_factory=Interval)
-    totals: Totals = field(default_factory=Totals)
+    before: Interval = field(default_factory=Interval)  # the last log step
+    totals: Totals = field(default_factory=Totals)  # tokens and FLOPs since the run began, over all ranks
     summed: bool = True
-    whole: bool = True
-    parameters: Parameters | None = None
-    lr: float | None = None
+    whole: bool = True  # `totals` hold all of the run; False: some of its steps were not counted
+    parameters: Parameters | None = None  # N by convention
+    lr: float | None = None  # the learning rate of the step just done
     wall_time: float = 0.0
     training_time: float = 0.0
     busy_time: float = 0.0
-    devices: int = 1
-    peak: float | None = None
-    counting: Mapping[str, Any] = field(default_factory=dict)
-    scalars: dict[str, float] = field(default_factory=dict)
-    batch: Batch | None = None
-    forecaster: OnlineForecaster | None = None
-    ladder: Ladder | None = None
-    plan: LrPlan | None = None
-    forecast: Forecast | NoForecast | None = None
-    advice: tuple[Advice, ...] = ()
-    stop: bool = False
+    devices: int = 1  # in the job
+    peak: float | None = None  # dense peak of one of them in FLOP/s
+    counting: Mapping[str, Any] = field(default_factory=dict)  # how FLOPs are counted, for the record
+    scalars: dict[str, float] = field(default_factory=dict)  # what is shown, by name (`isoflop.live.log_step.SCALARS`)
+    batch: Batch | None = None  # against the critical batch
+    forecaster: OnlineForecaster | None = None  # fed up to this step
+    ladder: Ladder | None = None  # the user's earlier sizes
+    plan: LrPlan | None = None  # the learning rates of the whole run
+    forecast: Forecast | NoForecast | None = None  # of the loss at the planned end, or why there is none
+    advice: tuple[Advice, ...] = ()  # what is new
+    stop: bool = False  # `on_advice` asks for the run's end
 
 
 class Part:
-    """A part of a `Monitor`; an error in it makes this part step aside and no other.
+    """A part of a `Monitor`; an error in it makes this part step aside and no other."""
 
-    Attributes:
-        name: key of its state in a checkpoint.
-        boundary: its name in `isoflop.guard.BOUNDARIES`.
-    """
-
-    name: ClassVar[str]
-    boundary: ClassVar[str]
+    name: ClassVar[str]  # key of its state in a checkpoint
+    boundary: ClassVar[str]  # its name in `isoflop.guard.BOUNDARIES`
 
     def log(self, step: LogStep) -> None:
         """A log step, to which this part adds what it finds."""

@@ -71,8 +71,7 @@ class Half(NamedTuple):
     """Half of a step's batch."""
 
     batch: Any
-    share: float
-    """Of the step's loss, where that is a mean over its tokens."""
+    share: float  # of the step's loss, where that is a mean over its tokens
     tokens: Number | None
 
 

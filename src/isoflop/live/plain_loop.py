@@ -20,8 +20,7 @@ class PlainLoop:
     """Inside of `accumulate`, which says what this micro-batch's tokens are."""
     _quiet = False
     """Micro-batches are counted, and nothing else is to be done with them."""
-    _until: float = 0
-    """Before this step, one like the step before is counted, and nothing else is to be done."""
+    _until: float = 0  # before this step, one like the step before is counted, and nothing else is to be done
 
     @contextmanager
     def accumulate(self: Any, tokens: int | TokenCount | None = None, *, by_tokens: bool = False) -> Iterator[None]:

@@ -50,10 +50,8 @@ class Settings(NamedTuple):
     log_every: int
     total_steps: int | None
     noise_scale: str
-    asks: bool
-    """`on_advice` may end the run."""
-    lockstep: bool = False
-    """A trainer has each rank make the same steps."""
+    asks: bool  # `on_advice` may end the run
+    lockstep: bool = False  # a trainer has each rank make the same steps
 
 
 class Ranks:

@@ -59,61 +59,41 @@ class RunInfo:
     """One run as its trainer describes it.
 
     Attributes:
-        framework: "lightning", "transformers" or "loop".
-        record_dir: the default folder of the record.
-        log_every: the default interval, in optimizer steps.
-        logs_itself: the trainer decides when to log (it calls `Monitor.log`), not the interval.
         together: every rank makes the same calls at the same steps, so that an evaluation may sum over ranks.
-        lockstep: … and as many optimizer steps; else no collective is safe, for a rank may never come to it.
-        run_id: of the record, once that is open.
         own: the folder below the record's that holds this run's events and passport: "" is that folder itself, None
             is still to be decided, for another run's may be there (plain loops, whose default folder is one).
-        total_steps: planned optimizer steps; None: endless or unknown.
-        epoch_steps: optimizer steps in which the data set is seen once; None: a stream, or unknown.
-        dtype: of the matrix products; None: to be seen at the first forward pass.
-        data_parallel: ranks with data of their own; None: all.
-        scheduler: sets the optimizer's learning rate; None: nobody does.
-        scheduler_calls: optimizer steps done → steps that the scheduler has made; None: one each.
-        future_unknown: why the learning rates to come can't be asked for.
-        trainer: names of its class and of its arguments'.
-        label_smoothing: of the trainer's loss.
-        task: what is trained, as it was recognised.
-        grad_scaler: AMP's scaler of the loss.
-        micro_batches: of a step, as they are counted; None: they are not.
-        notes: what is not measured, for the line of the run's start.
         say: prints the terminal's line.
-        guard: what has stepped aside.
     """
 
-    framework: str = "loop"
-    record_dir: Path = Path("runs/isoflop")
-    log_every: int = 10
-    logs_itself: bool = False
+    framework: str = "loop"  # "lightning", "transformers" or "loop"
+    record_dir: Path = Path("runs/isoflop")  # the default folder of the record
+    log_every: int = 10  # the default interval, in optimizer steps
+    logs_itself: bool = False  # the trainer decides when to log (it calls `Monitor.log`), not the interval
     together: bool = False
-    lockstep: bool = False
+    lockstep: bool = False  # all ranks make as many steps; else no collective is safe: one may never come to it
     run_name: str | None = None
-    run_id: str | None = None
+    run_id: str | None = None  # of the record, once that is open
     own: str | None = ""
-    total_steps: int | None = None
-    epoch_steps: int | None = None
+    total_steps: int | None = None  # planned optimizer steps; None: endless or unknown
+    epoch_steps: int | None = None  # optimizer steps in which the data set is seen once; None: a stream, or unknown
     optimizer: Any = None
     schedule: str | None = None
-    scheduler: Any = None
-    scheduler_calls: Calls | None = None
-    future_unknown: str | None = None
+    scheduler: Any = None  # sets the optimizer's learning rate; None: nobody does
+    scheduler_calls: Calls | None = None  # optimizer steps done → steps that the scheduler has made; None: one each
+    future_unknown: str | None = None  # why the learning rates to come can't be asked for
     accumulate: int | None = None
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype | None = None  # of the matrix products; None: to be seen at the first forward pass
     precision: str | None = None
-    data_parallel: int | None = None
-    grad_scaler: Any = None
+    data_parallel: int | None = None  # ranks with data of their own; None: all
+    grad_scaler: Any = None  # AMP's scaler of the loss
     tokenizer: str | None = None
     data: str | None = None
-    trainer: tuple[str, ...] = ()
-    label_smoothing: float = 0.0
-    micro_batches: int | None = None
-    notes: list[str] = field(default_factory=list)
-    task: Task = field(default_factory=Task)
-    guard: Guard = field(default_factory=Guard)
+    trainer: tuple[str, ...] = ()  # names of its class and of its arguments'
+    label_smoothing: float = 0.0  # of the trainer's loss
+    micro_batches: int | None = None  # of a step, as they are counted; None: they are not
+    notes: list[str] = field(default_factory=list)  # what is not measured, for the line of the run's start
+    task: Task = field(default_factory=Task)  # what is trained, as it was recognised
+    guard: Guard = field(default_factory=Guard)  # what has stepped aside
     sinks: list[Sink] = field(default_factory=list)
     say: Callable[[str], None] = tqdm.write  # leaves a progress bar whole
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from isoflop.lookup import one_line
 from isoflop.record.lines import MAX_LINE_BYTES, Problems, bounded_lines
 from isoflop.record.run import RecordError
 
@@ -53,11 +54,6 @@ def plain(text: str, limit: int = 200) -> str:
     """A name from a file as it may be shown and kept: printable, of bounded length."""
     kept = "".join(letter if letter.isprintable() else "?" for letter in text.strip()[:limit])
     return kept.encode("utf-8", "replace").decode("utf-8")
-
-
-def why(error: BaseException) -> str:
-    """A library's error in a line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def number(value: object) -> float | None:
@@ -258,7 +254,7 @@ def open_bytes(path: str | os.PathLike[str], expected: str = "a file", most: int
     except ImportProblem:
         raise
     except (OSError, EOFError, zlib.error, ValueError, RecursionError, OverflowError, MemoryError) as error:
-        raise ImportProblem(f"{os.fspath(path)}: expected {expected} that can be read, got {why(error)}") from None
+        raise ImportProblem(f"{os.fspath(path)}: expected {expected} that can be read, got {one_line(error)}") from None
 
 
 def head(path: str | os.PathLike[str], size: int = 4096) -> bytes:
@@ -336,7 +332,7 @@ def read_hparams(path: Path, problems: list[str]) -> dict[str, Any] | None:
     except (yaml.YAMLError, TypeError, AttributeError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
-        problems.append(f"{path}{line}: expected YAML, got {why(error)[:120]}")
+        problems.append(f"{path}{line}: expected YAML, got {one_line(error)[:120]}")
     return {}
 
 

@@ -29,7 +29,6 @@ from isoflop.logs.files import (
     read_hparams,
     stem,
     unpacked,
-    why,
 )
 from isoflop.logs.given import Given
 from isoflop.logs.logged import Column, Columns, Logged, Words
@@ -48,6 +47,7 @@ from isoflop.logs.names import (
     status_of,
     words,
 )
+from isoflop.lookup import one_line
 from isoflop.record.lines import Problems
 
 CHUNK = 4096
@@ -215,7 +215,7 @@ def parquet_rows(path: Path, problems: Problems) -> Cells:
                     problems.at = f":{line}"
                     yield list(values)
     except Exception as error:  # whatever pyarrow raises for a broken file
-        raise ImportProblem(f"{path}: expected a Parquet file that can be read, got {why(error)}") from None
+        raise ImportProblem(f"{path}: expected a Parquet file that can be read, got {one_line(error)}") from None
 
 
 # -- the runs in rows --------------------------------------------------------------------------------------------------

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.logs.files import ImportProblem, flat, json_object, open_bytes, read_hparams, why
+from isoflop.logs.files import ImportProblem, flat, json_object, open_bytes, read_hparams
 from isoflop.logs.given import Given
 from isoflop.logs.logged import Columns, Logged
 from isoflop.logs.names import SPLITS, words
 from isoflop.logs.steps import FROM_ZERO
+from isoflop.lookup import one_line
 from isoflop.record.lines import Problems
 
 MAX_RECORD = 1 << 26  # Bytes of an event that is read; a scalar's is some fifty
@@ -125,7 +126,7 @@ def _scalars(path: Path, problems: Problems, texts: dict[str, str]) -> Iterator[
         try:
             event = Event.FromString(data)
         except DecodeError as error:
-            problems.add("an event of TensorBoard", why(error), at=f" (event {index})")
+            problems.add("an event of TensorBoard", one_line(error), at=f" (event {index})")
             continue
         for value in event.summary.value:
             tag = value.tag

@@ -32,10 +32,10 @@ from isoflop.logs.files import (
     plain,
     read_hparams,
     whole,
-    why,
 )
 from isoflop.logs.given import Given
 from isoflop.logs.logged import Columns, Logged
+from isoflop.lookup import one_line
 from isoflop.record.lines import Problems, bounded_lines
 from isoflop.record.run import Status
 
@@ -69,7 +69,7 @@ def _read_each(address: str, tool: str, runs: list[tuple[str, Any]], read: Calla
         try:
             found.append(read(run))
         except Exception as error:  # of a broken run; the others are imported
-            failures.append(f"{address}: run {plain(run_id)}: {tool} gave {why(error)}")
+            failures.append(f"{address}: run {plain(run_id)}: {tool} gave {one_line(error)}")
     if not found:
         raise ImportProblem("; ".join(failures[:3]) or f"{address}: expected runs, got none")
     return [replace(found[0], problems=tuple(failures)), *found[1:]]
@@ -143,7 +143,7 @@ def _records(path: Path, problems: Problems) -> Iterator[tuple[str, dict[str, An
                         record = json.loads(line or b"")
                         yield record["type"], _object(record, record["type"])
                     except (ValueError, KeyError, TypeError, RecursionError) as error:
-                        problems.add("a record of W&B", why(error), at=f" (record {index})")
+                        problems.add("a record of W&B", one_line(error), at=f" (record {index})")
             finally:
                 process.kill()
         complaints.seek(0)
@@ -174,7 +174,7 @@ def read_wandb(address: str, given: Given) -> list[Logged]:
         api = wandb.Api()
         runs = [api.run("/".join(parts))] if len(parts) == 3 else list(api.runs("/".join(parts)))
     except Exception as error:  # whatever its client raises: no network, no login, no such run
-        raise ImportProblem(f"{address}: W&B gave {why(error)}; is `wandb login` done?") from None
+        raise ImportProblem(f"{address}: W&B gave {one_line(error)}; is `wandb login` done?") from None
 
     def fetched(run: Any) -> Logged:
         columns = Columns(given.named)
@@ -262,7 +262,7 @@ def read_mlflow(text: str, given: Given) -> list[Logged]:
         experiments = [one.experiment_id for one in _pages(client.search_experiments) if only in ("", one.name)]
         runs = [(str(run.info.run_id), run) for one in experiments for run in _pages(client.search_runs, [one])]
     except Exception as error:  # whatever its client raises: no server, another schema, no SQLAlchemy
-        raise ImportProblem(f"{text}: MLflow gave {why(error)}") from None
+        raise ImportProblem(f"{text}: MLflow gave {one_line(error)}") from None
 
     def fetched(run: Any) -> Logged:
         columns, info = Columns(given.named), run.info
@@ -318,7 +318,7 @@ def read_trackio(source: str, given: Given) -> list[Logged]:
                 else:
                     _add(columns, at, _seconds(stamp), cells)
     except sqlite3.Error as error:
-        raise ImportProblem(f"{source}: expected trackio's database, got {why(error)}") from None
+        raise ImportProblem(f"{source}: expected trackio's database, got {one_line(error)}") from None
     if not runs:
         raise ImportProblem("; ".join(problems.all()) or f"{source}: expected runs, got none")
     place, told = os.path.realpath(source), problems.all()

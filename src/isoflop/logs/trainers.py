@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from isoflop.console import listed
 from isoflop.logs.files import (
     Dialect,
     ImportProblem,
@@ -136,9 +137,8 @@ def _columns(state: dict[str, Any], given: Given, problems: Problems) -> tuple[C
                 columns.add(name, step, value)
     if not zeros:
         return columns, []
-    more = f" and {len(zeros) - 5} more" if len(zeros) > 5 else ""
     return columns, [
-        f"loss 0.0 at step {', '.join(map(str, zeros[:5]))}{more}: the Trainer logs a NaN loss so "
+        f"loss 0.0 at step {listed([*map(str, zeros)], 5)}: the Trainer logs a NaN loss so "
         "(logging_nan_inf_filter); taken as NaN"
     ]
 
