@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from tiny_gpt import QUICK, VOCABULARY, Windows, fresh_folder, stdlib_text
+from tiny_gpt import QUICK, READ_ONCE, VOCABULARY, Windows, fresh_folder, stdlib_text
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
@@ -50,12 +50,7 @@ def train(size: str, folder: str, texts: tuple[bytes, bytes], steps: int, report
         n_layer=2,
         n_embd=width,
         n_head=width // 16,
-        resid_pdrop=0.0,  # the text is read once: nothing to be learned by heart
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        use_cache=False,
+        **READ_ONCE,
     )
     arguments = TrainingArguments(
         output_dir=str(fresh_folder(f"{folder}/{size}")),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from _tiny_ladder import train_ladder
 from hf_trainer import LanguageModelling
-from tiny_gpt import Windows, stdlib_text
+from tiny_gpt import READ_ONCE, Windows, stdlib_text
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
 
 from isoflop.transformers import IsoFLOPCallback
@@ -31,12 +31,7 @@ def train(config: dict[str, Any]) -> None:
             n_layer=shape["depth"],
             n_embd=shape["width"],
             n_head=shape["width"] // shape["head_dim"],
-            resid_pdrop=0.0,  # the text is read once: nothing to be learned by heart
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=0,
-            eos_token_id=0,
-            use_cache=False,
+            **READ_ONCE,
         )
     )
     arguments = TrainingArguments(

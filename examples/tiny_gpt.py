@@ -21,6 +21,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 VOCABULARY = 256  # a token is a byte
+# Of a GPT2Config of transformers: no dropout, for the text is read once, and nothing is learned by heart.
+READ_ONCE = {
+    **{"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    **{"bos_token_id": 0, "eos_token_id": 0, "use_cache": False},
+}
 
 # A few seconds instead of minutes, to see that an example runs (continuous integration sets it).
 QUICK = os.environ.get("ISOFLOP_EXAMPLE_QUICK", "0") not in ("", "0")

@@ -49,9 +49,7 @@ def with_loop(net: nn.Module, folder: Path, accumulate: int, options: Options) -
     return weights(net), monitor
 
 
-def with_lightning(
-    net: nn.Module, folder: Path, accumulate: int, options: dict[str, Any] | None
-) -> tuple[Weights, Any]:
+def with_lightning(net: nn.Module, folder: Path, accumulate: int, options: Options) -> tuple[Weights, Any]:
     callbacks = [] if options is None else [IsoFLOPMonitor(**options)]
     trainer = lightning_trainer(
         package,
@@ -71,9 +69,7 @@ def with_lightning(
     return weights(net), callbacks[0].monitor if callbacks else None
 
 
-def with_transformers(
-    net: nn.Module, folder: Path, accumulate: int, options: dict[str, Any] | None
-) -> tuple[Weights, Any]:
+def with_transformers(net: nn.Module, folder: Path, accumulate: int, options: Options) -> tuple[Weights, Any]:
     callbacks = [] if options is None else [IsoFLOPCallback(**options)]
     trainer = hf_trainer(
         net,

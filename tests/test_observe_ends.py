@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -249,15 +250,15 @@ def test_kinds_of_tensors_that_torch_dispatches_otherwise(kind: Callable[..., to
         torch.manual_seed(0)
         net = nn.Linear(8, 8)
         optimizer = torch.optim.SGD(net.parameters(), 0.1)
-        monitor = None if folder is None else isoflop.Monitor(net, record_dir=folder, log_every=1)
-        for _ in range(5):
-            (kind(net, x).mean() + net(x).pow(2).mean()).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if monitor is not None:
-                monitor.step()
+        watching: Any = nullcontext() if folder is None else isoflop.Monitor(net, record_dir=folder, log_every=1)
+        with watching as monitor:
+            for _ in range(5):
+                (kind(net, x).mean() + net(x).pow(2).mean()).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                if monitor is not None:
+                    monitor.step()
         if monitor is not None:
-            monitor.close()
             assert not monitor.guard.aside and monitor.totals.flops >= 5 * 2 * (2 * 4 * 8 * 8)
         found.append(net.weight.detach().clone())
     assert torch.equal(*found) and modes() == 0

@@ -22,17 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from isoflop.logs.files import (
-    ImportProblem,
-    flat,
-    head,
-    json_object,
-    number,
-    open_bytes,
-    plain,
-    read_hparams,
-    whole,
-)
+from isoflop.logs.files import ImportProblem, flat, head, json_object, number, open_bytes, plain, read_hparams, whole
 from isoflop.logs.given import Given
 from isoflop.logs.logged import Columns, Logged
 from isoflop.lookup import one_line
