@@ -84,7 +84,7 @@ def each_step(quick: bool) -> Table:
 
     given, cost = batch(), StepCost()
     tiny = llama(TINY)
-    cost.learn(signature(given), measure_flops(tiny, [Call(tiny, (), shapes(given))]).flops)
+    cost.learn(signature(given), measure_flops(tiny, Call(tiny, (), shapes(given))).flops)
     large: Any = SimpleNamespace(model=llama(TINY if quick else LLAMA_7B))
     ours = median_us(lambda: cost.lookup(signature(given)), 200)
     theirs = median_us(lambda: Trainer.floating_point_ops(large, given), 20)
@@ -106,7 +106,7 @@ def once(counter: str, sizes: dict[str, int]) -> dict[str, float]:
     from isoflop.flops.measure import measure_flops
 
     def ours(model: Any, given: dict[str, torch.Tensor]) -> int:
-        return measure_flops(model, [Call(model, (), shapes(given))]).flops.model
+        return measure_flops(model, Call(model, (), shapes(given))).flops.model
 
     def theirs(model: Any, given: dict[str, torch.Tensor]) -> int:
         with FlopCounterMode(display=False) as mode:

@@ -59,7 +59,7 @@ def test_five_measured_lengths_give_every_other_one_of_a_real_model():
 
     def measured(batch: int, length: int) -> FlopCount:
         ids = tokens(batch, length)
-        return measure_flops(model, [Call(model, shapes((ids, ids)), {})]).flops
+        return measure_flops(model, Call(model, shapes((ids, ids)), {})).flops
 
     for batch, length in ((2, 5), (2, 32), (2, 16), (2, 11), (2, 24)):
         assert cost.lookup(key(batch, length)) is None
@@ -220,7 +220,7 @@ def test_predicted_is_what_t5_would_be_measured_at():
 
     def measured(batch: int, length: int, labels: int) -> FlopCount:
         ids = {"input_ids": tokens(batch, length, 24), "labels": tokens(batch, labels, 24)}
-        return measure_flops(model, [Call(model, (), shapes(ids))]).flops
+        return measure_flops(model, Call(model, (), shapes(ids))).flops
 
     corners = [(3, s, t) for s in (4, 50) for t in (3, 20)]
     inside = [(3, generator.randint(4, 50), generator.randint(3, 20)) for _ in range(10)]

@@ -197,7 +197,7 @@ def test_the_tree_adds_up(name: str):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_by_module_and_by_operator_agree_in_every_phase(kind: str | None, attention: str):
     model = TinyGPT(checkpointing=kind, attention=attention)
-    measured = measure_flops(model, [Call(model, shapes((tokens(B, T), tokens(B, T))), {})], by_module=True)
+    measured = measure_flops(model, Call(model, shapes((tokens(B, T), tokens(B, T))), {}), by_module=True)
     totals: list[Counter[str]] = [Counter(), Counter()]
     for total, counts in zip(totals, (measured.by_module, measured.by_operator), strict=True):
         for (_, phase), value in counts.items():
@@ -209,7 +209,7 @@ def test_by_module_and_by_operator_agree_in_every_phase(kind: str | None, attent
         name = f"blocks.0.{layer}"
         assert measured.by_module[name, "backward"] == 2 * measured.by_module[name, "forward"] > 0
     assert measured.by_module["out", "recomputed"] == 0  # the head is not checkpointed
-    assert not measure_flops(model, [Call(model, shapes((tokens(B, T),)), {})]).by_module  # not asked for
+    assert not measure_flops(model, Call(model, shapes((tokens(B, T),)), {})).by_module  # not asked for
 
 
 def test_llamas_modules_by_hand():
@@ -318,7 +318,7 @@ def test_a_branch_on_values_takes_a_real_step():
 def test_a_real_step_counts_what_the_meta_device_does(kind: str):
     model = TinyGPT(checkpointing=kind)
     call = Call(model, shapes((tokens(B, T), tokens(B, T))), {})
-    real, meta = run_once(model, call, 48), measure_flops(model, [call], by_module=True)
+    real, meta = run_once(model, call, 48), measure_flops(model, call, by_module=True)
     assert (real.flops, real.uses, real.by_module) == (meta.flops, meta.uses, meta.by_module)  # of other kernels
 
 

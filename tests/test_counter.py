@@ -126,7 +126,7 @@ def test_a_real_step_on_the_cpu_counts_as_on_meta(attention: str):
     forward, in_attention = model.forward_flops(3, 16)
     # outside of a trace nobody knows a stacked weight from an activation; here there is none
     assert counter.count == FlopCount(3 * forward, 3 * forward, 3 * in_attention)
-    assert measure_flops(model, [Call(model, shapes((x, y)), {})]).flops == counter.count
+    assert measure_flops(model, Call(model, shapes((x, y)), {})).flops == counter.count
     with FlopCounterMode(display=False) as theirs:
         model(x, y)[1].backward()
     assert theirs.get_total_flops() == 3 * forward - (3 * in_attention if attention == "sdpa" else 0)
@@ -184,6 +184,6 @@ def test_custom_operators_are_named():
             return fused(x, x)
 
     model = Fused()
-    measured = measure_flops(model, [Call(model, shapes((torch.randn(4, 4),)), {})])
+    measured = measure_flops(model, Call(model, shapes((torch.randn(4, 4),)), {}))
     assert measured.without_formula == {"isoflop_test::fused"}
     assert measured.flops.model == 2 * 2 * 4 * 4 * 4

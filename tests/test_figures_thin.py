@@ -28,10 +28,10 @@ def curve(draw: st.DrawFn, gaps: bool = False) -> tuple[np.ndarray, np.ndarray]:
 
 
 @settings(max_examples=120, deadline=None)
-@given(curve(), st.integers(8, 100), st.booleans())
-def test_it_keeps_ends_extremes_and_order_within_the_limit(given_curve, most, log):
+@given(curve(), st.integers(8, 100))
+def test_it_keeps_ends_extremes_and_order_within_the_limit(given_curve, most):
     x, y = given_curve
-    kept = thin(x, y, most, log)
+    kept = thin(x, y, most)
     assert len(kept) <= max(most, 8)
     assert (np.diff(kept) > 0).all()
     assert kept[0] == 0 and kept[-1] == len(x) - 1
@@ -39,21 +39,21 @@ def test_it_keeps_ends_extremes_and_order_within_the_limit(given_curve, most, lo
 
 
 @settings(max_examples=120, deadline=None)
-@given(curve(gaps=True), st.integers(8, 100), st.booleans())
-def test_thinning_again_changes_nothing(given_curve, most, log):
+@given(curve(gaps=True), st.integers(8, 100))
+def test_thinning_again_changes_nothing(given_curve, most):
     x, y = given_curve
-    kept = thin(x, y, most, log)
-    again = thin(x[kept], y[kept], most, log)
+    kept = thin(x, y, most)
+    again = thin(x[kept], y[kept], most)
     assert (again == np.arange(len(kept))).all()
 
 
 @settings(max_examples=120, deadline=None)
-@given(curve(), st.integers(8, 100), st.booleans())
-def test_what_is_left_out_lies_between_points_of_its_column(given_curve, most, log):
+@given(curve(), st.integers(8, 100))
+def test_what_is_left_out_lies_between_points_of_its_column(given_curve, most):
     """So the line's top and bottom edges are those of all points, column by column of the screen."""
     x, y = given_curve
-    kept = thin(x, y, most, log)
-    at = np.log(x) if log else x
+    kept = thin(x, y, most)
+    at = np.log(x)
     width = (at[-1] - at[0]) / max(most // 4, 2)
     column = np.zeros(len(x)) if width <= 0 else np.minimum((at - at[0]) // width, max(most // 4, 2) - 1)
     for one in range(len(x)):
@@ -65,7 +65,7 @@ def test_what_is_left_out_lies_between_points_of_its_column(given_curve, most, l
 @given(curve(gaps=True), st.integers(8, 40))
 def test_a_gap_stays_a_gap(given_curve, most):
     x, y = given_curve
-    kept = thin(x, y, most, log=False)
+    kept = thin(x, y, most)
     fine = kept[np.isfinite(y[kept])]
     for first, last in pairwise(fine):
         inside = kept[(kept > first) & (kept < last)]

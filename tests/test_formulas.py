@@ -127,7 +127,7 @@ def measured() -> dict[str, tuple[FlopCount, Parameters, TransformerShape | None
         with torch.device("meta"):
             model = build()
             ids = torch.empty(1, length, dtype=torch.long)
-        measurement = measure_flops(model, [Call(model, shapes(()), shapes({"input_ids": ids, "use_cache": False}))])
+        measurement = measure_flops(model, Call(model, shapes(()), shapes({"input_ids": ids, "use_cache": False})))
         found[name] = (measurement.flops, count_parameters(model, measurement.uses), shape_of(model.config))
     return found
 
@@ -171,7 +171,7 @@ def test_megatron_is_exact_on_a_gpt(measured: Any, model: str):
 def test_megatron_with_recomputation_is_the_hardware_count_under_checkpointing(checkpointing: str):
     model = TinyGPT(checkpointing=checkpointing)
     ids = tokens(3, 32)
-    flops = measure_flops(model, [Call(model, shapes((ids, ids)), shapes({}))]).flops
+    flops = measure_flops(model, Call(model, shapes((ids, ids)), shapes({}))).flops
     shape = decoder(2, 16, 64, 2, 8, vocabulary=48)
     assert megatron(shape, 32, recomputed=False) * ids.numel() == flops.model
     # torch's newer checkpointing stops when it has what backward needs: before each block's last product

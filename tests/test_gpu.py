@@ -76,7 +76,7 @@ def test_flops_on_the_device_equal_those_on_meta(dtype: torch.dtype) -> None:
     counter = FlopCounter()
     with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32), counter:
         model(tokens, tokens).backward()
-    on_meta = measure_flops(model, [Call(model, shapes((tokens, tokens)), {})]).flops
+    on_meta = measure_flops(model, Call(model, shapes((tokens, tokens)), {})).flops
     assert counter.count.model == on_meta.model == counter.count.hardware
 
 

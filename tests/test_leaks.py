@@ -50,7 +50,7 @@ def test_no_meta_tensor_stays_in_a_cache(filled: bool) -> None:
     model, x = Caching(), torch.zeros(2, 5, dtype=torch.long)
     if filled:  # what the live model has cached is of use to the replay, and stays
         model(x)
-    found = measure_flops(model, [Call(model, shapes((x,)), {})]).flops.model
+    found = measure_flops(model, Call(model, shapes((x,)), {})).flops.model
     assert found == 3 * 2 * 10 * 4 * 9
     assert bool(TABLES) is filled
     for length in (5, 7):

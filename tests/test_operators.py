@@ -207,16 +207,16 @@ LINEAR = 3 * (2 * 4 * 4 * 4)
 @pytest.mark.parametrize("as_what", ["name", "custom operator", "packet", "overload"])
 def test_a_registered_formula_counts_forward_and_backward(cube: Any, as_what: str):
     call = Call(model := Cubes(cube), shapes((torch.zeros(1, 4, dtype=torch.long),)), {})
-    before = measure_flops(model, [call])
+    before = measure_flops(model, call)
     assert before.flops.model == LINEAR
     assert before.without_formula == {"isoflop_test::cube", "isoflop_test::cube_backward"}
     packet = torch.ops.isoflop_test.cube
     name = {"name": "isoflop_test::cube", "custom operator": cube, "packet": packet, "overload": packet.default}
     register_flop_formula(name[as_what], cube_flops)
-    half = measure_flops(model, [call])
+    half = measure_flops(model, call)
     assert half.flops.model == LINEAR + 2 * 2 * 64 and half.without_formula == {"isoflop_test::cube_backward"}
     isoflop.register_flop_formula("isoflop_test::cube_backward", cube_backward_flops)
-    whole = measure_flops(model, [call])
+    whole = measure_flops(model, call)
     assert whole.flops == FlopCount(LINEAR + 16 * 64, LINEAR + 16 * 64, 0) and not whole.without_formula
 
 

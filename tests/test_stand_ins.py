@@ -15,7 +15,7 @@ from models import gpt2, gpt2_forward_flops, llama, llama_forward_flops, tokens
 
 
 def flops(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
-    return measure_flops(model, [Call(model, shapes(args), shapes(kwargs))]).flops
+    return measure_flops(model, Call(model, shapes(args), shapes(kwargs))).flops
 
 
 # -- autocast ----------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_packed_documents_attend_to_themselves(implementation: str):
     call = shapes({"input_ids": tokens(2, 16, 96), "position_ids": positions}, values=True)
     left_out = 3 * 2 * 4 * 2 * (16**2 - 6**2 - 10**2) * 32
     model = llama(implementation)
-    counted = measure_flops(model, [Call(model, (), call)]).flops
+    counted = measure_flops(model, Call(model, (), call)).flops
     assert counted.full == 3 * llama_forward_flops(2, 16)
     assert counted.left_out == left_out
 
@@ -207,7 +207,7 @@ def test_four_bits_count_as_what_they_stand_for():
     whole, packed = nn.Linear(16, 6), Linear4bit(16, 6)
     whole.weight.requires_grad_(False)
     x = torch.randn(3, 8)
-    expected, counted = (measure_flops(m, [Call(m, shapes((x,)), {})]) for m in (Adapted(whole), Adapted(packed)))
+    expected, counted = (measure_flops(m, Call(m, shapes((x,)), {})) for m in (Adapted(whole), Adapted(packed)))
     assert counted.flops == expected.flops
     totals = [count_parameters(Adapted(base)).total for base in (whole, packed)]
     assert totals[0] == totals[1] == (8 * 16 + 16) + 2 * (16 * 6 + 6)

@@ -29,7 +29,7 @@ VARIANTS = {"llama-tied", "mistral-window", "bert-classifier"}
 
 
 def measured(model: nn.Module, **inputs: Any) -> Measurement:
-    return measure_flops(model, [Call(model, (), shapes(inputs, values=True))])
+    return measure_flops(model, Call(model, (), shapes(inputs, values=True)))
 
 
 def built(entry: Entry, attention: str | None = None) -> nn.Module:
@@ -296,13 +296,13 @@ def test_forward_flops_are_twice_fvcores_multiply_adds() -> None:
 
     logging.getLogger("fvcore").setLevel(logging.ERROR)
     model, x = Encoder().requires_grad_(False), torch.randn(2, 6, 64)
-    forward_alone = measure_flops(model, [Call(model, shapes((x,)), {})]).flops
+    forward_alone = measure_flops(model, Call(model, shapes((x,)), {})).flops
     assert forward_alone.model == 2 * FlopCountAnalysis(model, x).total() > 0
 
 
 def test_backward_is_twice_the_forward_less_the_inputs_gradient() -> None:
     model, x = Encoder(), torch.randn(2, 6, 64)
-    both = measure_flops(model, [Call(model, shapes((x,)), {})]).flops.model
-    forward = measure_flops(model.requires_grad_(False), [Call(model, shapes((x,)), {})]).flops.model
+    both = measure_flops(model, Call(model, shapes((x,)), {})).flops.model
+    forward = measure_flops(model.requires_grad_(False), Call(model, shapes((x,)), {})).flops.model
     first = 2 * (6 * 4 * 32) * 2 * 16  # nobody needs the gradient of x
     assert both == 3 * forward - first

@@ -281,9 +281,9 @@ def colour_of(theme: Theme, role: Role, shade: float | None = None, number: int 
     return colours[-1] if theme.dark else colours[0]
 
 
-def colour_scale(theme: Theme, steps: int = 9) -> list[list[Any]]:
+def colour_scale(theme: Theme) -> list[list[Any]]:
     """[shade, colour] from 0 to 1."""
-    return [[i / (steps - 1), colour_of(theme, "run", i / (steps - 1))] for i in range(steps)]
+    return [[i / 8, colour_of(theme, "run", i / 8)] for i in range(9)]
 
 
 def see_through(colour: str, opacity: float) -> str:

@@ -423,6 +423,6 @@ def tokens_axis() -> Axis:
     return Axis("D, processed less padding", "tokens")
 
 
-def loss_axis(study: Study, log: bool = True) -> Axis:
+def loss_axis(study: Study) -> Axis:
     """L in nats per token."""
-    return Axis(loss_label(study.loss), "nats per token", log=log)
+    return Axis(loss_label(study.loss), "nats per token")

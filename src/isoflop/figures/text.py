@@ -132,7 +132,7 @@ def points_each(curves: int) -> int:
     return int(np.clip(TOTAL // max(curves, 1), LEAST, MOST))
 
 
-def thin(x: Array, y: Array, most: int = MOST, log: bool = True) -> Indices:
+def thin(x: Array, y: Array, most: int = MOST) -> Indices:
     """Which points to draw.
 
     Keeps the first and the last, the lowest and the highest, their order, and of losses that are not finite the first
@@ -140,10 +140,9 @@ def thin(x: Array, y: Array, most: int = MOST, log: bool = True) -> Indices:
     nothing.
 
     Args:
-        x: not decreasing; on a logarithmic axis what is not positive is left out.
+        x: not decreasing, for a logarithmic axis: what is not positive is left out.
         y: NaN breaks the line.
         most: points at the most, at least 8; a gap may add one each.
-        log: whether the x axis is.
 
     >>> x = np.arange(1.0, 100_001.0)
     >>> y = 10 / x**0.1
@@ -152,10 +151,10 @@ def thin(x: Array, y: Array, most: int = MOST, log: bool = True) -> Indices:
     >>> len(kept) <= 1000, 50_000 in kept
     (True, True)
     """
-    at = np.flatnonzero(np.isfinite(x) & (x > 0) if log else np.isfinite(x))
+    at = np.flatnonzero(np.isfinite(x) & (x > 0))
     fine = at[np.isfinite(y[at])]
     if len(fine) > most:
-        fine = fine[_four_a_column(np.log(x[fine]) if log else x[fine], y[fine], max(most // 4, 2))]
+        fine = fine[_four_a_column(np.log(x[fine]), y[fine], max(most // 4, 2))]
     gaps = at[~np.isfinite(y[at])]
     if not len(gaps):
         return fine

@@ -407,7 +407,7 @@ def tensors_in(output: Any) -> list[torch.Tensor]:
 
 
 class OutermostCalls:
-    """Calls of a model's modules that no other of its modules made, while it trains: `calls`, in order.
+    """Hears the calls of a model's modules that no other of its modules made, while it trains.
 
     A LightningModule's `training_step` calls `self(x)`, or `self.encoder(x)` and then `self.decoder(z)`. Compiled
     modules are seen from outside only. `inner` gets the calls inside of these, too: module, arguments, keyword
@@ -417,10 +417,9 @@ class OutermostCalls:
     def __init__(
         self,
         model: nn.Module,
-        heard: Callable[[Call], None] | None = None,
+        heard: Callable[[Call], None],
         inner: Callable[[nn.Module, tuple[Any, ...], dict[str, Any], bool], None] | None = None,
     ) -> None:
-        self.calls: list[Call] = []
         self.problem: str | None = None
         """Why the calls can't be repeated on the meta device."""
         self._heard, self._inner = heard, inner
@@ -443,9 +442,7 @@ class OutermostCalls:
             if isinstance(call, str):
                 self.problem = call
             else:
-                self.calls.append(call)
-                if self._heard is not None:
-                    attempt(self._heard, call)  # nothing may be raised into the training step
+                attempt(self._heard, call)  # nothing may be raised into the training step
         self._open += 1
         return self._after
 

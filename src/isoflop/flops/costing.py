@@ -330,7 +330,7 @@ class Costing:
                 raise Uncountable("this system can't copy a process")
             if self._in_vain:
                 raise Uncountable(self._in_vain)
-            return measure_flops(model, [call])
+            return measure_flops(model, call)
         except Exception as error:
             pass_on(error)
             if isinstance(error, TookTooLong):

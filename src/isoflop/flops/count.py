@@ -195,7 +195,7 @@ def count_measured(model: nn.Module, call: Call, tokens: int | None = None) -> S
     Raises:
         Uncountable: its code can't run there.
     """
-    return _counted(model, measure_flops(model, [call], by_module=True), call, tokens, MEASURED)
+    return _counted(model, measure_flops(model, call, by_module=True), call, tokens, MEASURED)
 
 
 def count_otherwise(

@@ -1,6 +1,6 @@
 """Count the exact FLOPs of forward and backward passes without training: on the model's meta twin, or on a copy.
 
-`measure_flops` replays the calls of a training step on the meta device, without memory or arithmetic. A forward that
+`measure_flops` replays a call of a training step on the meta device, without memory or arithmetic. A forward that
 needs values cannot run there: `run_once` runs a copy on random inputs. Both happen in a forked process (`apart`),
 which holds a copy of everything: what the user's code does to its state stays there.
 """
@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,7 +36,7 @@ from isoflop.guard import pass_on
 
 @dataclass(frozen=True)
 class Measurement:
-    """FLOPs of the calls, forward and backward, and what the forward passes used each parameter for."""
+    """FLOPs of a call, forward and backward, and what the forward pass used each parameter for."""
 
     flops: FlopCount
     uses: Uses
@@ -47,51 +47,30 @@ class Measurement:
     in_turn: bool = False  # where the choice of experts depends on values, the tokens chose in turn
     drawn: bool = False  # random numbers decided what was computed, or may have
 
-    def __add__(self, other: Measurement) -> Measurement:
-        return Measurement(
-            self.flops + other.flops,
-            self.uses | other.uses,
-            self.without_formula | other.without_formula,
-            self.by_operator + other.by_operator,
-            self.by_module + other.by_module,
-            self.in_turn or other.in_turn,
-            self.drawn or other.drawn,
-        )
 
-
-def measure_flops(
-    model: nn.Module, calls: Sequence[Call], by_module: bool = False, seconds: float = SECONDS
-) -> Measurement:
-    """Replay forward calls and their backward passes on the meta device, and count.
+def measure_flops(model: nn.Module, call: Call, by_module: bool = False) -> Measurement:
+    """Replay a forward call and its backward pass on the meta device, and count.
 
     It happens in a process of its own, or on a copy where the system can't fork one: nothing is allocated or computed,
-    and the live model and all that its code changes stay as they are. FLOPs are those of the calls' own matrix products
-    and convolutions, forward and backward.
+    and the live model and all that its code changes stay as they are. FLOPs are those of the call's own matrix products
+    and convolutions. A kernel that needs a GPU has no shapes alone; the same products written out in plain torch have.
 
     Args:
         model: the live model (sharded, compiled and wrapped ones are read, not run).
-        calls: what the training step called, as `OutermostCalls` or a forward hook saw it.
+        call: of a module in it, as `OutermostCalls` or a forward hook saw it.
         by_module: count FLOPs by module too.
-        seconds: that it may take in all.
 
     Raises:
         Uncountable: the code can't run without data (it branches on values, or a kernel has no meta version).
     """
-    end = time.monotonic() + seconds
-    total: Measurement | None = None
-    reason = "no forward call of the model was seen in the training step"
-    for call in calls:
-        try:
-            part = _replayed(model, call, by_module, end)
-        except Uncountable as error:
-            if any(True for _ in call.module.parameters()):
-                raise
-            reason = str(error)  # a metric, which reads values: without a weight there is little to count
-        else:
-            total = part if total is None else total + part
-    if total is None:
-        raise Uncountable(reason)
-    return total
+    end = time.monotonic() + SECONDS
+    reasons: list[str] = []
+    for written_out in (False, True):
+        found = on_a_copy(model, call, partial(_replay, written_out, by_module), end - time.monotonic())
+        if isinstance(found, Measurement):
+            return found
+        reasons.append(found)
+    raise Uncountable(f"{type(call.module).__name__} can't run on the meta device ({reasons[0]})")
 
 
 def measure_optimizer(optimizer: Any, seconds: float = 20.0) -> FlopCount:
@@ -113,20 +92,6 @@ def _step(optimizer: Any) -> FlopCount:
         optimizer.step()
     flops = counter.count.model
     return FlopCount(flops, flops, 0, optimizer=flops)
-
-
-def _replayed(model: nn.Module, call: Call, by_module: bool, end: float) -> Measurement:
-    """Run a call on a copy; where it can't, on another with attention and experts in plain torch.
-
-    A kernel that needs a GPU has no shapes alone; the same products written out have.
-    """
-    reasons: list[str] = []
-    for written_out in (False, True):
-        found = on_a_copy(model, call, partial(_replay, written_out, by_module), end - time.monotonic())
-        if isinstance(found, Measurement):
-            return found
-        reasons.append(found)
-    raise Uncountable(f"{type(call.module).__name__} can't run on the meta device ({reasons[0]})")
 
 
 def _replay(written_out: bool, by_module: bool, model: nn.Module, call: Call) -> Measurement | str:

@@ -416,15 +416,6 @@ class Uses:
     chosen: Counter[int] = field(default_factory=Counter)
     """Size of a last dimension → how often one of it was chosen (`argmax`): experts of a token."""
 
-    def __or__(self, other: Uses) -> Uses:
-        # sets' and dicts' |; counters add up
-        return Uses(
-            *(
-                mine + theirs if isinstance(mine, Counter) else mine | theirs
-                for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)
-            )
-        )
-
 
 class UseTracer:
     """Listens to a `FlopCounter` on the twin; `uses` is the result."""

@@ -142,7 +142,6 @@ class PlainSteps:
             self._end_observation()
             return
         calls, self._calls = self._calls, []
-        self.outermost.calls.clear()
         keys = [call.key for call in calls]
         key = joined(keys)
         self._pending.append(counted(key, None))
