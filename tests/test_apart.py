@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from multiprocessing import get_context
@@ -21,6 +23,13 @@ from isoflop.flops import apart
 from isoflop.flops.apart import run_apart
 from isoflop.flops.calls import TookTooLong, Uncountable
 from workers import run
+
+
+def test_a_script_that_nothing_else_was_loaded_in() -> None:
+    """torch's compiler is loaded by the measurement itself then, and asks for a temporary folder."""
+    script = "import torch, isoflop; print(isoflop.count(torch.nn.Linear(4, 5), torch.empty(3, 4)).flops.model)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.stdout == "240\n", done.stderr
 
 
 def test_a_lock_that_is_taken_at_a_fork_and_held_around_the_forward() -> None:

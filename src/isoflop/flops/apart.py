@@ -12,6 +12,7 @@ import pickle
 import select
 import signal
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -55,6 +56,8 @@ def run_apart(
         Uncountable: it raised (the reason is in the text), or no process could be made.
         TookTooLong: it took longer than `seconds`, or waits for what a copy of the process lacks, or that has ended.
     """
+    with suppress(OSError):
+        tempfile.gettempdir()  # which writes a file to find out; torch's compiler asks for it when it is loaded
     try:
         theirs, ours = os.pipe()
     except OSError as error:
