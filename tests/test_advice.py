@@ -27,6 +27,7 @@ from isoflop.advice import (
     falls_on,
     scatter,
 )
+from isoflop.advice.run_state import Standing
 from isoflop.forecast import Forecast, LrPlan, NoForecast, OnlineForecaster, Refusal
 from isoflop.laws import optimal_allocation, published, waste_of
 from isoflop.noise import Belief, combine
@@ -827,3 +828,17 @@ def test_a_plateau_less_sure_is_one_when_it_lasts() -> None:
     fell = [against((2.68, 2.67), (2.685, 2.68))]
     assert plateau(situation(expected=fell, looks=[look] * 2), THRESHOLDS) is None
     assert plateau(situation(expected=look, looks=[fell, look]), THRESHOLDS) is None
+
+
+def test_a_batch_that_stays_as_it_was_is_given_once() -> None:
+    """What is known of its critical size comes and goes while that is measured; another batch is news."""
+    standing, found = Standing(), []
+    batches = {64: 4e4, 220: 4e4, 240: 8e4}
+    for step in range(60, 250, 2):
+        tokens = next((value for at, value in batches.items() if at - 4 <= step <= at), None)
+        numbers = (Quantity("batch", tokens or 0.0, "tokens"),)
+        advice = None if tokens is None else Advice(Reason.BATCH_LARGE, "", numbers=numbers)
+        if standing.found(advice, 3, Situation(step=step, total_steps=260), late=False):
+            found.append(step)
+        assert (standing.advice is not None) is any(at <= step <= at + 4 for at in batches)
+    assert found == [64, 240]

@@ -329,6 +329,29 @@ def test_an_evaluations_ladder_is_not_held_against_the_training_loss() -> None:
     assert said == [Reason.OFF_CURVE]
 
 
+@pytest.mark.parametrize(("off", "said"), [(0.0, []), (0.15, [Reason.OFF_CURVE])])
+def test_a_ladder_is_asked_for_the_steps_that_the_mean_is_of_and_not_for_a_runs_beginning(
+    off: float, said: list[Reason]
+) -> None:
+    """A mean of five log steps lags behind a steep fall; and at the beginning a ladder lets expect too little."""
+    adviser, asked = Adviser(), []
+
+    def curve(step: float) -> float:
+        return 1.5 + 20 / step**0.6
+
+    def ladder(step: int) -> Forecast:
+        asked.append(step)
+        loss = curve(step) * (0.9 if step < 600 else 1.0)
+        return Forecast(loss, loss - 0.03, loss + 0.03, 0.02, 0.8, step, "joint")
+
+    found = []
+    for step in range(100, 3001, 100):
+        run = Situation(step=step, total_steps=3000, loss=curve(step) + off)
+        found += adviser.log(run, ladder=ladder)
+    assert [advice.reason for advice in found] == said
+    assert min(asked) >= 600
+
+
 # -- acting on it ----------------------------------------------------------------------------------------------------
 def test_a_plain_loop_is_asked_to_stop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     monitor = train(tmp_path, loss=lambda step: math.nan if step > 500 else planted(step), on_advice="stop")

@@ -68,7 +68,7 @@ SEEN = [
     (["GaussianDDPM"], {"table": False, "convolutions": True}, "scratch generative image"),
     (["DenoisingTransformer"], {"table": False}, "scratch generative other"),
     (["FlowMatchingModel"], {"table": False}, "scratch generative other"),
-    (["DiT"], {"table": True, "convolutions": True}, "scratch generative text"),
+    (["DiT"], {"table": True, "convolutions": True}, "scratch generative image"),
     (["VisionTransformer"], {"table": False, "convolutions": True}, "scratch image"),
     (["ViTMAEForPreTraining"], {"inputs": "pixel_values"}, "scratch masked image"),
     (["MAE"], {"table": False, "convolutions": True}, "scratch masked image"),
@@ -231,6 +231,13 @@ def test_averaged_weights_are_no_fine_tuning() -> None:
     layers = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     layers[0].load_state_dict(layers[1].requires_grad_(False).state_dict())
     assert describe_task(RunInfo(), layers).start == "finetuning"
+
+
+@pytest.mark.parametrize(("kind", "modality"), [(nn.Conv2d, "image"), (nn.Conv1d, "text")])
+def test_a_table_of_time_steps_beside_convolutions_is_no_text(kind: type[nn.Module], modality: str) -> None:
+    """A diffusion model's; of one dimension they stand in language models, too."""
+    model = nn.ModuleDict({"time": nn.Embedding(1000, 8), "image": kind(1, 8, 3)})  # type: ignore[call-arg]
+    assert describe_task(RunInfo(), model).modality == modality
 
 
 def test_smoothed_labels_are_a_loss_of_their_own() -> None:

@@ -46,6 +46,9 @@ REFIT = 1.05
 STEPPED, WINDOW = 0.3, 0.2
 """A learning rate that falls by this part of its peak within a sixteenth of an e-fold falls in a step; how far back,
 as a part of the steps done, that counts."""
+LADDER_FROM = 0.2
+"""Of the planned run: earlier sizes are fitted from a fifth of each on, and a healthy GPT lay 3 standard deviations
+above what they let expect at a twelfth, and within 1.7 from a fifth on."""
 
 LAG = 0.01
 """Of the loss: a mean over the last steps that lies further above the loss at their end is none of its level."""
@@ -350,7 +353,7 @@ class Adviser:
                 resumed_at=track.resumed_at,
                 expected=track.expected if trained else (),
                 looks=tuple(track.looks) if trained else (),
-                by_ladder=self._by_ladder(ladder, run.step, now) if ladder is not None and trained else None,
+                by_ladder=self._by_ladder(ladder, run, now) if ladder is not None and trained else None,
                 rate_stepped=track.rate_stepped,
                 speeds=tuple(track.speeds),
                 best_speed=track.best_speed,
@@ -372,10 +375,14 @@ class Adviser:
         self._asked.clear()
 
     def _by_ladder(
-        self, ladder: Callable[[int], Forecast | NoForecast | None], step: int, now: Normal | None
+        self, ladder: Callable[[int], Forecast | NoForecast | None], run: Situation, now: Normal | None
     ) -> Expected | None:
-        found = None if now is None else self._ask("the ladder", step, lambda: ladder(step))
-        if now is None or not isinstance(found, Forecast):
+        """The mean of the last log steps against the ladder's forecast amid them."""
+        amid = round(sum(step for step, _ in self.track.losses[-AVERAGED:]) / AVERAGED)
+        if now is None or amid < LADDER_FROM * (run.total_steps or 0):
+            return None
+        found = self._ask("the ladder", run.step, lambda: ladder(amid))
+        if not isinstance(found, Forecast):
             return None
         mean, sd = found.normal
         return Expected(0, math.nan, (mean, mean), sd, (now.mean, now.mean), (now.sd, now.sd))

@@ -383,6 +383,11 @@ class Standing:
         recent = run.step - self.given_at < max(again * 2 ** (self.times - 1), (KEPT - 1) * self.given_at)
         return recent or not run.task.falls  # what comes and goes may be meant: once
 
+    def _same(self, advice: Advice) -> bool:
+        """Whether it was given of the same number, no estimate: of a batch or a rate that stays there is no news."""
+        before, now = (None if each is None else (each.reason, each.numbers[:1]) for each in (self.given, advice))
+        return before == now and any(each.low is None for each in advice.numbers[:1])
+
     def found(self, advice: Advice | None, in_a_row: int, run: Situation, late: bool) -> bool:
         """A finding, or none; it holds, or no longer does, after so many in a row: whether it is to be given.
 
@@ -401,8 +406,8 @@ class Standing:
             return False
         worse = before is None or advice.severity > before
         self.advice = advice if worse or known is None else replace(advice, step=known.step)
-        if worse and advice.severity <= self.gave and (before is not None or self.lately(run)):
-            return False  # it never went, or not long ago
+        if worse and advice.severity <= self.gave and (before is not None or self.lately(run) or self._same(advice)):
+            return False  # it never went, or not long ago, or what it is of is as it was
         self.severity = int(advice.severity)
         if not worse:
             return False

@@ -126,7 +126,8 @@ class Refusal(str, Enum):
     )
     BATCH_CHANGED = (
         "batch size changed",
-        "The tokens per step went from {before:,.0f} to {after:,.0f}: earlier losses do not predict later ones.",
+        "The tokens per step have changed, on average from {before:,.0f} to {after:,.0f}: earlier losses do not "
+        "predict later ones.",
     )
     AVERAGED = (
         "loss is a running mean",

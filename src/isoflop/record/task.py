@@ -276,7 +276,7 @@ def recognise(
     if any(config.get(part) is not None for part in _OTHER_INPUTS):
         modality = "other"
     elif modality is None and table is not None:
-        modality = "text" if table else "image" if convolutions else "other"
+        modality = "image" if convolutions else "text" if table else "other"  # a table of time steps or classes
     words: dict[str, Any] = dict(given or {})
     trained = ("preference", "reinforcement") if modality in (None, "text") else ("preference",)  # others' policies not
     tuned = words.get("objective", objective) in trained or any(re.search(_TUNING, name) for name in names)
