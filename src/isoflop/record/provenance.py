@@ -95,9 +95,11 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def json_safe(
-    value: Any, *, max_items: int = 200, max_depth: int = 8, max_text: int = 1000, hide_secrets: bool = True
-) -> Any:
+DEPTH, TEXT = 8, 1000
+"""Levels of containers that are kept, and characters of a string."""
+
+
+def json_safe(value: Any, *, max_items: int = 200, hide_secrets: bool = True) -> Any:
     """Any value as plain JSON values: None, bool, int, finite float, str, list, dict. Never raises.
 
     Mappings, dataclasses, namespaces and objects with `to_dict()` become dicts; an object of another class
@@ -106,8 +108,6 @@ def json_safe(
     Args:
         value: a configuration, mostly.
         max_items: items kept of one container; 10 times as many in all.
-        max_depth: levels of containers kept.
-        max_text: characters kept of a string.
         hide_secrets: replace texts and containers under names like `password` or `hf_token` by "…".
 
     >>> json_safe({"betas": (0.9, 0.95), "hf_token": "hf_abc", "pad_token_id": 0, "clip": float("inf")})
@@ -119,20 +119,20 @@ def json_safe(
         nonlocal left
         left -= 1
         try:
-            scalar = _scalar(item, max_text)
+            scalar = _scalar(item)
             if scalar is not _CONTAINER:
                 return scalar
             inner = item if isinstance(item, (list, tuple, set, frozenset)) else _as_mapping(item)
             if inner is None:
                 return f"<{type(item).__module__}.{type(item).__qualname__}>"
-            if depth >= max_depth:
+            if depth >= DEPTH:
                 return CUT
             if isinstance(inner, Mapping):
                 return pairs(inner.items(), depth)
             if type(inner) is list and set(map(type, inner)) <= {float, int}:  # a schedule's steps, most of a header
                 values = inner[: max(min(max_items, left), 0)]
                 if not (values and -MAX_INT <= min(values) <= max(values) <= MAX_INT and math.isfinite(sum(values))):
-                    values = [_scalar(one, max_text) for one in values]
+                    values = [_scalar(one) for one in values]
                 left -= len(values)
             else:
                 values = [plain(one, depth + 1) for one in islice(inner, max_items) if left > 0]
@@ -159,7 +159,7 @@ def json_safe(
 _CONTAINER = object()  # what `_scalar` returns for a value that isn't one
 
 
-def _scalar(value: Any, max_text: int) -> Any:
+def _scalar(value: Any, max_text: int = TEXT) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if type(value) is float:
