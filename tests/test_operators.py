@@ -47,6 +47,18 @@ def test_products_that_torch_has_no_formula_for():
     assert count(torch._int_mm, *int8) == 2 * 32 * 16 * 8
 
 
+def test_a_product_of_complex_numbers_is_four_of_real_ones(monkeypatch: pytest.MonkeyPatch):
+    def complex_(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.complex64, requires_grad=True)
+
+    x, spectrum = complex_(3, 5), complex_(4, 5, 2)  # as of an S4's or a Fourier neural operator's modes
+    assert count(lambda: (x @ complex_(5, 4)).abs().sum().backward()) == 3 * 4 * 2 * 3 * 5 * 4
+    assert count(lambda: torch.einsum("bx,xio->bio", x, spectrum.permute(1, 0, 2)).detach()) == 4 * 2 * 3 * 5 * 8
+    monkeypatch.setattr(operators, "_NAMED", {})
+    register_flop_formula("aten::mm", lambda *args, out_val, **kwargs: 7)  # a user's says it all
+    assert count(torch.mm, x, complex_(5, 4)) == 7
+
+
 @pytest.mark.parametrize("both_ways", [False, True])
 def test_a_position_meets_every_matrix_of_a_recurrent_layer(both_ways: bool):
     layers = nn.LSTM(8, 6, 2, bidirectional=both_ways)

@@ -31,6 +31,7 @@ from isoflop.flops.operators import (
     formula_of,
     is_attention_kernel,
     operator_name,
+    real_products,
     takes_qkv,
 )
 from isoflop.guard import pass_on
@@ -184,7 +185,8 @@ class FlopCounter(TorchDispatchMode):
         )
         if formula is not None:
             owner = None if self._owner is None else self._owner(phase)
-            counted = int(formula(*args, **kwargs, out_val=out)), str(packet), phase, owner
+            flops = int(formula(*args, **kwargs, out_val=out)) * real_products(packet, outputs[0])
+            counted = flops, str(packet), phase, owner
             self._add(*counted)
             share = None
             of_activations = packet in BATCHED_PRODUCTS and not on_parameter

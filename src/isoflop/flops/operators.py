@@ -172,6 +172,12 @@ def formula_of(packet: Any) -> Formula | None:
     return formula
 
 
+def real_products(packet: Any, output: Any) -> int:
+    """Multiply-adds of real numbers in one of an operator's: of complex numbers 4; a user's formula says it all."""
+    is_theirs = getattr(packet, "_qualified_op_name", "") in _NAMED
+    return 4 if isinstance(output, torch.Tensor) and output.is_complex() and not is_theirs else 1
+
+
 def counted_for_nothing(packet: Any, namespace: str) -> bool:
     """True if an operator without a formula may compute much: it is custom, or one of torch's heavy ones."""
     return namespace not in WITHOUT_PRODUCTS or packet.__name__ in HEAVY
