@@ -142,6 +142,17 @@ def test_dark_figures_come_from_light_ones(report: Report) -> None:
         assert len(json.dumps(change)) < 0.5 * len(json.dumps(dark)) + 5000
 
 
+def test_why_there_is_no_law_stands_where_one_lands_and_beside_what_lacks_it(tmp_path: Path) -> None:
+    for i in range(3):
+        write(tmp_path, planted_run(f"run {i}", 1e8 * (i + 1), 2e9))
+    shown = re.sub(
+        r"<script.*?</script>|<style.*?</style>", "", render(make_report(read_sources([tmp_path]))), flags=re.S
+    )
+    assert shown.count("It takes 8 or more, of several sizes") == 1
+    assert shown.count("too few to determine L(N,D)") == 2  # no frontier; figures not drawn, three at once
+    assert "The law is fitted to" not in shown and "3 finished runs count in a fit" in shown
+
+
 def test_equal_reports_are_equal_files_of_a_bounded_size(report: Report, text: str) -> None:
     assert render(report) == text
     assert len(text.encode()) < len(plotly_script().encode()) + 700_000

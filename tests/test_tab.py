@@ -532,6 +532,8 @@ def test_the_first_figure_can_be_drawn_against_other_axes(tmp_path: Path):
         (line,) = [trace for trace in plot["data"] if trace["name"] == runs[0].name]
         x = np.frombuffer(base64.b64decode(line["x"]["bdata"]), line["x"]["dtype"])
         assert x[-1] == pytest.approx(end, rel=1e-6)
+    titles = [asked("figure", key="loss-flops", x=axis, loss="train")["title"] for axis in ("flops", "tokens", "step")]
+    assert titles == ["Loss against training compute", "Loss against tokens", "Loss against optimizer steps"]
     assert "expected one of flops, 6nd, tokens" in asked.refused("figure", key="loss-flops", x="colour")
     assert "expected one of" in asked.refused("figure", key="waste", x="tokens")
     assert asked("figure", key="loss-flops", x="tokens", loss="eval/none")["plot"] is None
@@ -547,6 +549,8 @@ def test_smoothed_at_five_percent_a_curve_ends_at_the_final_loss_and_the_fit_sta
         (line,) = [trace for trace in answer["plot"]["data"] if trace.get("name") == GRID[0].name]
         drawn[smooth] = np.frombuffer(base64.b64decode(line["y"]["bdata"]), line["y"]["dtype"])
         assert any("% of the steps up to it" in note for note in answer["notes"]) is bool(smooth)
+    evaluated = asked("figure", key="loss-flops", x="step", loss="eval/none", smooth="0.05")
+    assert not any("% of the steps up to it" in note for note in evaluated["notes"])
     assert drawn["0.05"][-1] == pytest.approx(final_loss(points, "train"), rel=1e-6)
     for smooth, y in drawn.items():
         within = [[p for p in points if (1 - float(smooth or 0)) * last.step <= p.step <= last.step] for last in points]

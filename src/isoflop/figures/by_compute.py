@@ -138,19 +138,23 @@ X_AXES: Mapping[str, tuple[str, str, Callable[[Study, RunCurve], Array]]] = {
 """What the losses of runs can be drawn against: label, unit, and the values of a run."""
 
 
+TITLED = {"tokens": "tokens", "step": "optimizer steps", "hours": "training time"}
+
+
 def loss_against(study: Study, axis: str, loss: str = "") -> Figure | NoFigure:
     """The curves of all runs against an axis of `X_AXES`, without a law; `loss` "" is the study's."""
     label, unit, values = X_AXES[axis]
+    titled = LOSS_FLOPS[0], f"Loss against {TITLED.get(axis, 'training compute')}"
     shown = replace(study, loss=loss or study.loss)
     vars(shown).update(unsound=study.unsound)  # by the study's own loss and fit
     curves, missing = loss_series(shown, partial(values, shown))
     if not curves:
-        return NoFigure(*LOSS_FLOPS, f"no run has this loss with its {label}")
+        return NoFigure(*titled, f"no run has this loss with its {label}")
     grey, named = unsound(shown)
     drawn = (*curves, *grey, *broken(shown, partial(values, shown)))
     y, above = axis_of_losses(shown, curves)
     notes = (*named, *above, *([f"Not drawn, without this loss or axis: {listed(missing)}."] if missing else []))
-    return Figure(*LOSS_FLOPS, Axis(label, unit), y, drawn, shades=shown.sizes(), notes=notes)
+    return Figure(*titled, Axis(label, unit), y, drawn, shades=shown.sizes(), notes=notes)
 
 
 # -- isoFLOP profiles --------------------------------------------------------------------------------------------------

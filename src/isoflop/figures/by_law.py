@@ -14,7 +14,7 @@ from isoflop.arrays import Array
 from isoflop.figures.by_compute import frontier_line
 from isoflop.figures.curves import ends_series
 from isoflop.figures.figure import Axis, Band, Contours, Figure, NoFigure, Series
-from isoflop.figures.study import Study, compute_axis, size_axis, tokens_axis
+from isoflop.figures.study import NO_LAW, Study, compute_axis, size_axis, tokens_axis
 from isoflop.figures.text import Indices, counted, law_label, parameters
 from isoflop.laws import HOFFMANN, Frontier, Law, interval, published, size_factor
 from isoflop.laws.forms import compute_of
@@ -119,7 +119,7 @@ def waste(study: Study) -> Figure | NoFigure:
         notes.append("Points: a run's N and its compute, each over what the law takes at least for the run's loss.")
         notes += study.doubts
     else:
-        notes.append(f"Your runs are not drawn: {study.no_law}.")
+        notes.append(f"Your runs are not drawn: {NO_LAW}.")
     notes.append(
         "Kaplan et al.: exponents of L(N,S), steps at a batch far below the critical one for tokens (eq. B.16)."
     )

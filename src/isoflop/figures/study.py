@@ -89,6 +89,8 @@ def kinds_of(ends: tuple[RunEnd, ...]) -> dict[str, list[str]]:
 
 PUBLISHED = ("hoffmann2022-approach1", "besiroglu2024", "kaplan2020-allocation", "deepseek2024")
 """Laid beside one's own frontier."""
+NO_LAW = "no law L(N,D) is fitted to these runs"
+"""Where the reason stands beside it."""
 CONSTANTS = 5
 """Of L(N,D) = E + A/N^α + B/D^β."""
 LEVEL, DRAWS = 0.9, 1000
@@ -247,7 +249,7 @@ class Study:
         columns = (self.C, *(self.columns[name] for name in ("N", "D", "loss")))
         return side_by_side(
             tuple(column[self.fitted_rows] for column in columns),  # type: ignore[arg-type]
-            self.law or self.no_law,
+            self.law or NO_LAW,
             curves=curves,
             budgets=self.budgets,
             level=self.level,

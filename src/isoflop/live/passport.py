@@ -107,13 +107,14 @@ def markdown(known: dict[str, Any]) -> str:
     N, tokens, flops = known["parameters"], known["tokens"], known["flops"]
     device, forecast = known["device"], known["loss"]["forecast_at_half_time"]
     mfu, unit, why = known["mfu"], known["loss"]["unit"], known["not_finished"]
+    padded = tokens["data"] is not None and tokens["processed"] != tokens["data"]
     rows = [
         *([("Not finished", why)] if why else []),
         (
             "Parameters",
             f"{cell(N['total'], short)}; {cell(N[DEFAULT_N], short)} without tables, with the output head",
         ),
-        ("Tokens", cell(tokens["data"], short)),
+        ("Tokens", cell(tokens["data"], short) + (f" ({short(tokens['processed'])} with padding)" if padded else "")),
         ("Passes over the data", cell(tokens["repeats"], ".2f")),
         ("Training compute", f"{cell(flops['model'], '.3g')} FLOPs ({flops['method'] or 'method unknown'})"),
         ("6·N·D", f"{cell(flops['six_n_d'], '.3g')} FLOPs (N non-embedding without the head, D with padding)"),

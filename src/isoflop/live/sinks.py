@@ -49,6 +49,8 @@ def interval_line(step: int, scalars: Mapping[str, float], as_of: int | None = N
     >>> interval_line(1200, {"isoflop/loss": 2.4131, "isoflop/tokens_per_second_per_device": 10050.2,
     ...     "isoflop/tflops_per_device": 315.2, "isoflop/mfu": 0.318, "isoflop/goodput": 0.94})
     'step 1,200 · loss 2.413 · 10,050 tok/s/device · 315 TFLOP/s · MFU 31.8% · goodput 94%'
+    >>> interval_line(7, {"isoflop/tokens_per_second_per_device": 900.0, "isoflop/padding_fraction": 0.2})
+    'step 7 · 900 tok/s/device with padding'
     >>> interval_line(1300, {"isoflop/loss": 2.4, "isoflop/forecast_loss": 2.031, "isoflop/forecast_high": 2.044})
     'step 1,300 · loss 2.400 · ends at 2.031 ± 0.013'
     >>> interval_line(1300, {"isoflop/forecast_loss": 2.031, "isoflop/forecast_high": 2.044}, as_of=900)
@@ -60,7 +62,8 @@ def interval_line(step: int, scalars: Mapping[str, float], as_of: int | None = N
         parts.append(f"loss {loss:.3f}" if 0.00995 <= abs(loss) < 1e6 else f"loss {loss:.3g}")  # also inf and nan
     speed = scalars.get("isoflop/tokens_per_second_per_device")
     if speed is not None:
-        parts.append(f"{speed:,.0f} tok/s/device")
+        padded = " with padding" if scalars.get("isoflop/padding_fraction") else ""  # D is without it
+        parts.append(f"{speed:,.0f} tok/s/device{padded}")
     rate = scalars.get("isoflop/tflops_per_device")
     if rate is not None:
         parts.append(rate_text(rate))

@@ -131,7 +131,9 @@ def figure_answer(
     answer: dict[str, Any] = {"key": key, "title": made.title, "state": state}
     if isinstance(made, NoFigure):
         return answer | {"reason": made.reason, "notes": [], "plot": None}
-    means = [f"Training losses: each the mean over the last {smooth:.0%} of the steps up to it"] if smooth else []
+    means = [f"Each loss is the mean over the last {smooth:.0%} of the steps up to it"] if smooth else []
+    if means and (loss or study.loss) != "train":
+        means = ["Evaluations are drawn as measured: only training losses are smoothed"]
     return answer | {"reason": "", "notes": [*means, *made.notes], "plot": plotly_figure(made, theme)}
 
 

@@ -129,9 +129,13 @@ class Card {
     this.digest = answer.digest;
     this.csv.hidden = !answer.plot;
     this.top.classList.toggle('missing', !answer.plot && !fitting);
+    const others = [...this.top.parentElement.children].filter((card) => card !== this.top);
+    const same = others.find(({dataset}) => dataset.reason && dataset.reason === answer.reason);
+    this.top.dataset.reason = answer.reason;
     if (!answer.plot) {
       this.plot.hidden = true;
-      this.say(fitting ? 'Fitting the runs…' : `Not shown. ${answer.reason}`);
+      const why = same ? `The reason is that of “${same.querySelector('h2').textContent}”.` : answer.reason;
+      this.say(fitting ? 'Fitting the runs…' : `Not shown. ${why}`);
       return;
     }
     await plotly;

@@ -251,10 +251,10 @@ function facts(run) {
   return parts.filter(Boolean).join(' · ') || 'no points yet';
 }
 
-/** The loss that was recorded last: an evaluation's may be of long before; of one step, the evaluation's. */
-function newest({losses, loss_steps: steps}) {
-  const names = Object.keys(losses).sort((one, other) => other.startsWith('eval/') - one.startsWith('eval/'));
-  return names.sort((one, other) => steps[other] - steps[one])[0];
+/** An evaluation's loss, by which runs are compared, unless it is of the run's first half; then the one recorded last. */
+function newest({losses, loss_steps: steps, step}) {
+  const recent = (name) => name.startsWith('eval/') && 2 * steps[name] >= step;
+  return Object.keys(losses).sort((one, other) => recent(other) - recent(one) || steps[other] - steps[one])[0];
 }
 
 /** The step of a loss where the run has gone on since. */
@@ -269,7 +269,7 @@ function tip(run) {
     run.path,
     [run.stopped, run.rose].filter(Boolean).join('; '),
     `${STATUS[stateOf(run)]}, step ${run.step === null ? '–' : run.step.toLocaleString('en')}`,
-    `N ${short(run.N)} ${run.convention ?? ""} · D ${short(run.D)} tokens · C ${power(run.C)} FLOPs`,
+    `N ${short(run.N)} ${run.convention ?? ""} · D ${short(run.D)} tokens without padding · C ${power(run.C)} FLOPs`,
     ...Object.entries(run.losses).map(([name, value]) => `${name} ${loss(value)} nats${age(run, name)}`),
     run.whole ? '' : 'read in part so far',
     run.problems ? counted(run.problems, 'line or value was', 'lines or values were') + ' skipped in reading' : '',
