@@ -139,6 +139,22 @@ def test_two_epochs_whose_steps_begin_again_are_asked(tmp_path: Path) -> None:
     assert not result.runs and "goes back 1 times, down to 10" in " ".join(result.problems)
 
 
+def test_a_size_that_training_lines_alone_state_makes_no_run_of_the_evaluations(tmp_path: Path) -> None:
+    def one(size: int) -> str:
+        told = (
+            f'{{"step": {s}, "loss": {loss(s)}, "params": {size}}}\n{{"step": {s}, "val_loss": 4.5}}' for s in STEPS
+        )
+        return "\n".join([*told, ""])
+
+    (run,) = import_runs([saved(tmp_path, {"a.jsonl": one(10**7)})]).runs
+    assert ends(run) == {"train": loss(200), "eval/val": 4.5} and run.parameters["total"] == 10**7
+    runs = import_runs([saved(tmp_path / "two", {"a.jsonl": one(10**7) + one(10**8)})]).runs
+    assert [(run.parameters["total"], ends(run)["eval/val"], len(run.points)) for run in runs] == [
+        (10**7, 4.5, 20),
+        (10**8, 4.5, 20),
+    ]
+
+
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 

@@ -483,14 +483,16 @@ class Rows:
         return place[inverse.reshape(-1)], names
 
     def _codes(self, key: str) -> tuple[Codes, list[str]]:
-        """A code of each row by a column of words or of numbers (-1: it has none), and what it stands for."""
+        """A code of each row by a column of words (-1: it has none) or of numbers, and what it stands for.
+
+        A row without a number is of the run of the row before: an evaluation's line may not state its size.
+        """
         if key in self.labels:
             return _at(self.labels[key], np.arange(len(self.lines))), list(self.labels[key].codes)
         rows, values, _ = self.columns[key].arrays()
         distinct, inverse = np.unique(values, return_inverse=True)
-        codes = np.full(len(self.lines), -1)
-        codes[rows] = inverse
-        return codes, [f"{value:.6g}" for value in distinct]
+        last = np.searchsorted(rows, np.arange(len(self.lines)), side="right") - 1
+        return inverse[np.maximum(last, 0)], [f"{value:.6g}" for value in distinct]
 
 
 def is_value(name: str) -> bool:
