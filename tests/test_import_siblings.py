@@ -111,6 +111,10 @@ PRINTED = {
         ),
         {"train": loss(200), "eval/eval": 3.5},
     ),
+    "a bar with words behind its rate": (
+        lines(lambda s: f"\r 10%|#    | {s}/400 [00:10<01:00,  2.10it/s, loss: {loss(s)}]"),
+        {"train": loss(200)},
+    ),
     "levanter's thousands": (
         lines(lambda s: f"INFO :: Progress on:train {s / 1000:.2f}kit/10.0kit rate:1.2it/s postfix:loss={loss(s)}"),
         {"train": loss(200)},

@@ -248,7 +248,7 @@ class _Bars:
         for line in lines:
             parts = line.split("\r") if "%|" in line else [line]
             for index, part in enumerate(parts):
-                if (bar := _BAR.match(part)) is None or "=" in part[bar.end() :]:
+                if (bar := _BAR.match(part)) is None or part[bar.end() :].count(",") > 1:
                     continue
                 self.seen, parts[index] = True, ""
                 for _, _, after in reversed(self.rows):
