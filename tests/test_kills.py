@@ -11,6 +11,7 @@ from isoflop.record import Run
 from test_resume import ROWS
 from tiny import totals
 from torture import kills
+from torture.interrupts import TRAINERS, one_moment
 from torture.kills import Moment, any_moment, attempt, check, in_one_piece, one_run, records
 from torture.ranks import one_kill
 from trainers import LIGHTNING_NOISE
@@ -55,6 +56,11 @@ def test_killed_between_the_last_checkpoint_and_the_end_line(tmp_path: Path) -> 
 @pytest.mark.parametrize(("victim", "at"), [(0, 0), (0, 1), (1, 3), (0, 9), (1, 9)])
 def test_a_rank_killed_as_it_asks_the_others_ends_none_of_them(victim: int, at: int, tmp_path: Path) -> None:
     assert one_kill(tmp_path, 2, victim, at) > 0
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_ctrl_c_ends_a_run_as_without(trainer: str, tmp_path: Path) -> None:
+    one_moment(trainer, tmp_path, 1)
 
 
 def test_moments_are_of_all_kinds_and_the_same_each_time() -> None:

@@ -1,7 +1,7 @@
 """`make torture`: faults, kills and fuzzing at full length, and one table of what was tried and what was lost.
 
 Two processes work on it. Parts run by themselves too: `make torture ARGS="faults kills-lightning"`. TORTURE_SECONDS is
-the time-box of each fuzz target.
+the time-box of each fuzz target, and of a trainer's interrupts.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 
 TESTS = Path(__file__).parents[1]
 KILLS = {"lightning": 50, "transformers": 50, "plain": 20}
+INTERRUPTS = 20
 CASES = 100_000
 SECONDS = float(os.environ.get("TORTURE_SECONDS", 90))
 MOST_KILLS = 3
@@ -91,6 +92,25 @@ def ranks() -> list[Row]:
     return rows
 
 
+def interrupts() -> list[Row]:
+    """Ctrl-C at random moments of each trainer's runs, with isoflop and without."""
+    from torture.interrupts import TRAINERS, one_moment
+
+    rows = []
+    for trainer in TRAINERS:
+        began, folder, done, lost = time.monotonic(), Path(tempfile.mkdtemp(prefix="isoflop-interrupts-")), 0, 0
+        while done < INTERRUPTS and lost <= MOST_LOST and time.monotonic() < began + SECONDS:
+            try:
+                one_moment(trainer, folder, done)
+            except Exception as error:
+                lost += 1
+                print(f"LOST: {trainer}, moment {done}: {error}")
+            done += 1
+        rows.append(Row(f"Ctrl-C: {trainer}", done, lost, time.monotonic() - began))
+        shutil.rmtree(folder)
+    return rows
+
+
 def fuzz() -> list[Row]:
     """Each target on numbered cases, until there were enough or the time is over."""
     from torture.fuzz import Lost, run_cases
@@ -125,6 +145,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "faults": faults,
     **{f"kills-{trainer}": partial(kills, trainer) for trainer in KILLS},
     "ranks": ranks,
+    "interrupts": interrupts,
     "fuzz": fuzz,
     "guided": coverage_guided,
 }

@@ -220,12 +220,30 @@ def _heard(
         if listener is None or (torch._C._current_graph_task_id() != -1 and _is_repeated()):
             return None
         if called.training:
+            if torch._C._functorch.peek_interpreter_stack() is not None:  # of vmap's: a row of its own to each
+                args, kwargs = tree_map(_with_all_rows, (args, kwargs))
             listener(module, args, kwargs)
             return None if after is None else after()
         listener(True)
         return lambda output: listener(False)
 
     return heard
+
+
+def _with_all_rows(value: Any) -> Any:
+    """A tensor as it was given to `torch.vmap`, whose function sees one row of it; anything else as it is."""
+    functorch = torch._C._functorch
+    while isinstance(value, torch.Tensor) and functorch.is_functorch_wrapped_tensor(value):
+        place = functorch.maybe_get_bdim(value) if functorch.is_batchedtensor(value) else 0
+        value = functorch.get_unwrapped(value)
+        value = value.movedim(place, 0) if place else value
+    return value
+
+
+def compiled(module: Any) -> nn.Module | None:
+    """The module inside torch.compile's wrapper, else None. The user's own `__getattr__` may answer to any name."""
+    inside = (attempt(vars, module) or {}).get("_modules")
+    return inside.get("_orig_mod") if isinstance(inside, dict) else None
 
 
 def listen(modules: Iterable[nn.Module], heard: Heard) -> Callable[[], None]:
@@ -240,7 +258,8 @@ def listen(modules: Iterable[nn.Module], heard: Heard) -> Callable[[], None]:
     wrapper = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", None)
     kinds: list[tuple[type, int]] = []
     for module in modules:
-        module = getattr(module, "_orig_mod", module)
+        inner = compiled(module)
+        module = module if inner is None else inner
         kinds += [(kind, id(module)) for kind in (type(module), wrapper) if kind is not None]
         kept.append(module)
     for kind, number in kinds:
@@ -452,7 +471,7 @@ class OutermostCalls:
 
 def _reachable(module: nn.Module) -> Iterator[nn.Module]:
     yield module
-    if not hasattr(module, "_orig_mod") and getattr(module, "_compiled_call_impl", None) is None:
+    if compiled(module) is None and getattr(module, "_compiled_call_impl", None) is None:
         for child in module.children():
             yield from _reachable(child)
 

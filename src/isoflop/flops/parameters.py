@@ -28,7 +28,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from isoflop.flops.calls import tensors_in
+from isoflop.flops.calls import compiled, tensors_in
 from isoflop.flops.values import storage_number
 from isoflop.guard import attempt
 
@@ -183,8 +183,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
+        elif (inner := compiled(model)) is not None:
+            model = inner
         elif type(model).__name__ == "_FabricModule":  # Lightning Fabric's
             model = model._original_module  # type: ignore[assignment]
         else:

@@ -179,7 +179,8 @@ def looks_integers_up(model: nn.Module) -> bool:
     if next(model.parameters(), None) is None:
         return True
     for module in model.modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        scripted = isinstance(module, torch.jit.ScriptModule) and module.original_name
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) or scripted in ("Embedding", "EmbeddingBag"):
             return True
         own = not type(module).__module__.startswith("torch.")
         if own and any(parameter.dim() == 2 for parameter in module.parameters(recurse=False)):

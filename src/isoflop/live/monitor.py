@@ -115,16 +115,16 @@ class Monitor(PlainLoop, Display):
         given = {name: getattr(self.options, name) for name in ("tokens_fn", "flops_per_token", "num_params")}
         whole = self.run.data_parallel in (None, world_size())
         observer: Any = partial(StepObserver, say=self.guard.once, whole=whole, clock=self._clock, **given)
+        self._unwatch = lambda: None
         try:
             self.observer = observer(model)
+            if run is None and model is not None:
+                self._unwatch = self.observer.in_plain_loop(model, self.forward)
         except Exception as error:  # of a model whose own attributes raise
             self.guard.failed(SEEING, error)
             self._model = model = None
             self.observer = observer(None)
-        self._unwatch = lambda: None
-        if run is None and model is not None:
-            self._unwatch = self.observer.in_plain_loop(model, self.forward)
-            finalize(self, self._unwatch)
+        finalize(self, self._unwatch)
         self.guard.on_failure = WeakMethod(self._on_failure)
         finalize(self, self.observer.end_observing)
         self._make_parts(plain=run is None)
