@@ -80,7 +80,7 @@ CurveLoss = Annotated[
 CurveFiles = Annotated[
     list[Path],
     typer.Argument(
-        metavar="RUNS…",
+        metavar="RUNS",
         help="isoflop's records (.jsonl) or folders with some; folders with an index.csv and <dataset>/<run>.csv.",
     ),
 ]
@@ -99,7 +99,7 @@ Counted = Annotated[
 ]
 RunFiles = Annotated[
     list[str],
-    typer.Argument(metavar="RUNS…", help="isoflop's records (.jsonl), folders with some, or URLs; CSV files."),
+    typer.Argument(metavar="RUNS", help="isoflop's records (.jsonl), folders with some, or URLs; CSV files."),
 ]
 
 

@@ -27,7 +27,7 @@ DEFAULT_LAW = "chinchilla-refit"
 @common.together
 def compare(
     options: Annotated[
-        list[str], typer.Argument(metavar="[COUNTx]N:D…", help="Runs × parameters : tokens, such as 2x50B:300B.")
+        list[str], typer.Argument(metavar="[COUNTx]N:D", help="Runs × parameters : tokens, such as 2x50B:300B.")
     ],
     law: Annotated[
         str | None,
@@ -172,7 +172,7 @@ def _print(compared: OptionComparison, cost: Price | None, own: bool) -> None:
 
 
 def laws(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them, in full.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One of them, in full.")] = None,
     as_json: common.AsJson = False,
 ) -> None:
     """Published scaling laws: constants, source, convention of N, range of validity."""

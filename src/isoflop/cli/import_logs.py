@@ -47,7 +47,7 @@ def import_(
     paths: Annotated[
         list[str],
         typer.Argument(
-            metavar="PATH…",
+            metavar="PATH",
             help="Files, folders that are searched, wandb:entity/project[/run] or mlflow:<tracking URI>[#experiment].",
         ),
     ],

@@ -39,7 +39,7 @@ ladder = typer.Typer(
 
 @ladder.command(cls=Once)
 def fit(
-    runs: Annotated[list[str], typer.Argument(metavar="RUNS…", help="isoflop's records, folders or URLs with some.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUNS", help="isoflop's records, folders or URLs with some.")],
     plan: Annotated[
         Path | None, typer.Option(metavar="PLAN.YAML", help="The plan: it names the runs and the target.")
     ] = None,
