@@ -129,8 +129,8 @@ class Card {
     this.digest = answer.digest;
     this.csv.hidden = !answer.plot;
     this.top.classList.toggle('missing', !answer.plot && !fitting);
-    const others = [...this.top.parentElement.children].filter((card) => card !== this.top);
-    const same = others.find(({dataset}) => dataset.reason && dataset.reason === answer.reason);
+    const cards = [...this.top.parentElement.children];
+    const same = cards.slice(0, cards.indexOf(this.top)).find(({dataset}) => dataset.reason && dataset.reason === answer.reason);
     this.top.dataset.reason = answer.reason;
     if (!answer.plot) {
       this.plot.hidden = true;
