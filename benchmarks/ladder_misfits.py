@@ -25,7 +25,7 @@ import numpy as np
 from ladder import LEVEL, SCALES, Array, designs_of, world
 
 from isoflop.fit.drifting_law import BudgetLine
-from isoflop.fit.posterior import NOISE
+from isoflop.fit.likelihood import NOISE
 from isoflop.fit.runs import RunEnd
 from isoflop.ladder import FinishedRuns
 from isoflop.ladder.design import Problem, Rung, worth_of

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.fit import posterior, posterior_of_runs
+from isoflop.fit import likelihood, posterior, posterior_of_runs
 from isoflop.fit.drifting_law import (
     BudgetLine,
     Origin,
+    apart,
     bend,
     best_size,
     flop_rate,
@@ -22,6 +23,7 @@ from isoflop.fit.drifting_law import (
     slopes,
     tilt,
 )
+from isoflop.fit.uncertainty import evenly, importance
 from isoflop.laws import HOFFMANN, Law, optimal_allocation
 
 ORIGIN = Origin(1e8, 2e9)
@@ -109,15 +111,15 @@ def test_runs_of_one_size_are_as_likely_as_by_their_whole_covariance():
     rng = np.random.default_rng(0)
     N = np.repeat(np.exp(rng.uniform(16, 22, 20)), 5)[rng.permutation(100)]
     D = 20 * N * np.exp(rng.normal(0, 1, 100))
-    columns = N, D, 2 + 400 / N**0.34 + rng.normal(0, 0.01, 100), posterior.Origin(1e9, 2e10)
-    model, order = posterior._Model.of(*columns), np.argsort(N, kind="stable")
+    columns = N, D, 2 + 400 / N**0.34 + rng.normal(0, 0.01, 100), Origin(1e9, 2e10)
+    model, order = likelihood.Likelihood.of(*columns), np.argsort(N, kind="stable")
     residuals, flat = rng.normal(0, 0.01, (3, 100)), np.zeros(2)
     found = model.unlikely(residuals.T, np.log([[0.005, 0.01]] * 3)) - model.unlikely(residuals.T, np.array([flat] * 3))
     by_hand = []
     for s, tau in ((0.005, 0.01), (1.0, 1.0)):
-        whole = posterior.run_covariance(N, D, s) - posterior.run_covariance(N, D, 0.0)
-        whole = (whole + tau**2 * np.diag(posterior.misfit(N, D)))[np.ix_(order, order)]
-        prior = (((np.log([s, tau]) - posterior.SCALES) / posterior.SCALES_SD) ** 2).sum()
+        whole = likelihood.run_covariance(N, D, s) - likelihood.run_covariance(N, D, 0.0)
+        whole = (whole + tau**2 * np.diag(likelihood.misfit(N, D)))[np.ix_(order, order)]
+        prior = (((np.log([s, tau]) - likelihood.SCALES) / likelihood.SCALES_SD) ** 2).sum()
         squares = np.einsum("ri,ij,rj->r", residuals, np.linalg.inv(whole), residuals)
         by_hand.append(0.5 * (squares + np.linalg.slogdet(whole)[1] + prior))
         white = model.whitened(residuals.T, np.log([s, tau]))
@@ -125,28 +127,78 @@ def test_runs_of_one_size_are_as_likely_as_by_their_whole_covariance():
     np.testing.assert_allclose(found, by_hand[0] - by_hand[1], rtol=1e-9)
 
 
-@pytest.mark.parametrize(("apart", "most"), [(0.0, 1e-6), (0.1, 0.5)])
-def test_many_runs_near_each_other_are_as_likely_as_one_by_one(apart: float, most: float):
+@pytest.mark.parametrize(("off", "most"), [(0.0, 1e-6), (0.1, 0.5)])
+def test_many_runs_near_each_other_are_as_likely_as_one_by_one(off: float, most: float):
     """Repeats exactly so; others as far as laws about the mode's differ within a cell."""
     rng = np.random.default_rng(0)
     N, D = (np.repeat(np.exp(rng.uniform(*ends, 60)), 10) for ends in ((16, 22), (20, 25)))
-    N[300:] *= np.exp(apart * rng.random(300))  # sizes of their own
-    D *= np.exp(apart * rng.random(600))
+    N[300:] *= np.exp(off * rng.random(300))  # sizes of their own
+    D *= np.exp(off * rng.random(600))
     loss = (LAW["E"] + LAW["A"] / N ** LAW["alpha"] + LAW["B"] / D ** LAW["beta"]) * np.exp(rng.normal(0, 0.004, 600))
-    model = posterior._Model.of(N, D, loss, posterior.Origin(1e9, 2e10))
+    model = likelihood.Likelihood.of(N, D, loss, Origin(1e9, 2e10))
     mode = posterior._mode(model, 1.0)
     merged = model.merged(mode)
     root = np.linalg.cholesky(model.covariance(mode) + 1e-15 * np.eye(len(mode)))
     rows = mode + rng.standard_normal((100, len(mode))) @ root.T
     assert len(merged.known) < 300 and merged.number.sum() == 600
-    assert (model.log_density(rows) - merged.log_density(rows)).std() < most < model.log_density(rows).std() / 2
+    value, few = (each.marginal(apart(rows)) for each in (model, merged))
+    assert (value - few).std() < most < value.std() / 2
 
 
-def test_the_chains_see_the_law_itself():
+def test_level_and_bias_are_integrated_out_and_drawn_as_by_hand():
+    """Over a grid of both, at laws and scales about the mode; five sizes have three runs each, which share noise."""
+    rng = np.random.default_rng(0)
     N, D, _, loss = runs(0.003)
-    origin, theta = posterior.Origin(1e9, 2e10), laws(0)
+    N[:5] = N[5:10] = N[10:]
+    model = likelihood.Likelihood.of(N, D, loss, Origin(1e9, 2e10))
+    mode = posterior._mode(model, 1.0)
+    rows = likelihood.apart(mode + 0.3 * rng.standard_normal((4, 11)) * np.sqrt(np.diag(model.covariance(mode))))
+    found = model.marginal(rows)
+    level, b = (each.ravel() for each in np.meshgrid(np.linspace(-0.03, 0.03, 121), np.linspace(-3, 3, 1201)))
+    by_hand = []
+    for row in rows:
+        middle = model.completed(np.tile(row, (20_000, 1)), rng)
+        grid = np.tile(row, (len(level), 1))
+        grid[:, 0], grid[:, likelihood.BIAS_AT] = middle[:, 0].mean() + level, b
+        theta = likelihood.together(grid)
+        value = -model.unlikely(model.residuals(theta), grid[:, likelihood.NOISE_AT :])
+        value -= 0.5 * (model.prior(theta[:, :8]) ** 2).sum(axis=1)
+        value -= (likelihood.BIAS_DOF + 1) / 2 * np.log1p((b / likelihood.BIAS) ** 2 / likelihood.BIAS_DOF)
+        weights = np.exp(value - value.max())
+        by_hand.append(np.log(weights.sum()) + value.max() + np.log(np.exp(row[[3, 4]]).sum()))
+        for column in (0, likelihood.BIAS_AT):
+            mean = np.average(grid[:, column], weights=weights)
+            sd = np.average((grid[:, column] - mean) ** 2, weights=weights) ** 0.5
+            assert middle[:, column].mean() == pytest.approx(mean, abs=0.05 * sd)
+            assert middle[:, column].std() == pytest.approx(sd, rel=0.1)
+    np.testing.assert_allclose(found - found[0], np.array(by_hand) - by_hand[0], atol=0.01)
+
+
+def test_points_and_weights_are_the_density():
+    """Of a funnel, e^v wide, off the Gaussian that points begin with; the truth is known."""
+
+    def log_density(rows: np.ndarray) -> np.ndarray:
+        v = rows[:, 0] - 2
+        return np.asarray(-0.5 * v**2 / 0.25 - v * 4 - 0.5 * (rows[:, 1:] ** 2).sum(axis=1) * np.exp(-2 * v))
+
+    found = []
+    for seed in range(8):
+        points, weights = importance(log_density, [(np.zeros(5), np.eye(5))], np.random.default_rng(seed))
+        assert weights.sum() == pytest.approx(1) and 1 / (weights @ weights) > 800
+        taken = points[evenly(weights, 2000)]
+        found.append(
+            [*np.quantile(taken[:, 0], [0.1, 0.5, 0.9]), taken[:, 1].mean(), np.log((taken[:, 2] ** 2).mean())]
+        )
+    error = np.array(found) - [2 - 0.5 * 1.28155, 2, 2 + 0.5 * 1.28155, 0, 0.5]  # E e^(2v) = e^(2·.25)
+    assert (np.abs(error) < [0.1, 0.1, 0.1, 0.15, 0.4]).all()
+    assert (np.abs(error.mean(axis=0)) < [0.04, 0.02, 0.02, 0.03, 0.1]).all()
+
+
+def test_draws_see_the_law_itself():
+    N, D, _, loss = runs(0.003)
+    origin, theta = Origin(1e9, 2e10), laws(0)
     rows = np.concatenate([theta, np.tile([0.02, 0.0, 0.0], (len(theta), 1))], axis=1)
-    found = posterior._Model.of(N, D, loss, origin, apart=True).residuals(rows)
+    found = likelihood.Likelihood.of(N, D, loss, origin, apart=True).residuals(rows)
     shifted = 0.02 * bend(theta)[:, None] * tilt(N, D)  # b moves ln N_opt
     expected = log_loss(theta, origin.x(N), origin.y(D)) + shifted - np.log(loss)
     np.testing.assert_allclose(found.T, expected, atol=1e-12)

@@ -66,7 +66,7 @@ def test_terms_that_mix_are_answered(tmp_path: Path) -> None:
     assert low < truth < high and abs(found["L"] / truth - 1) < 0.01
 
 
-def test_chains_forget_where_they_began() -> None:
+def test_draws_do_not_depend_on_chance() -> None:
     """Two seeds give one answer, to a tenth of its doubt, where few runs leave the law's constants far apart."""
     N, D, loss = (column[7:21] for column in sweep(mixing))
     one, other = (posterior_of_runs(N, D, 6 * N * D, loss, seed) for seed in (0, 1))

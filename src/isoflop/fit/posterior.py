@@ -1,15 +1,13 @@
 """Which size, by some runs: the posterior of `isoflop.fit.drifting_law`, and N_opt(C) and losses by its draws.
 
 One engine behind `fit`, `plan`, `ladder fit` and the advice, for any number of finished runs.
-**Likelihood.** ln L of the runs is Gaussian about the law's plus b·bend·o, o ≈ ½·ln(D/(20·N)) the distance from 20
-tokens per parameter in ln N, so that b moves best sizes by as much whatever the loss's `bend`; its covariance is
-s²·(noise of each run, in part shared by runs of one size) + τ²·`misfit`. s, τ and b are unknown. b is an error that all
-runs share: a sweep's untuned rate or long warm-up moves the best sizes of all its budgets the same way (Porian et al.
-2024), and more budgets do not average that out. It has heavy tails (Student's t): where the runs' best sizes agree with
-the prior they are believed. Where they contradict it, they are believed within the runs, whose recipe has b, and the
-less the farther beyond (`Posterior.lasting`).
+**Likelihood.** `isoflop.fit.likelihood`: ln L of the runs is Gaussian about the law's plus an error b that all runs
+share. A sweep's untuned rate or long warm-up moves the best sizes of all its budgets the same way (Porian et al. 2024),
+and more budgets do not average that out. b has heavy tails (Student's t): where the runs' best sizes agree with the
+prior they are believed. Where they contradict it, they are believed within the runs, whose recipe has b, and the less
+the farther beyond (`Posterior.lasting`).
 
-**Posterior.** Its mode by least squares, then Markov chains begun about it (`isoflop.fit.uncertainty`).
+**Posterior.** Its modes by least squares, then importance sampling begun about them (`isoflop.fit.uncertainty`).
 What is asked of a budget is also held to 20 tokens per parameter there: `Posterior.towards`.
 """
 
@@ -19,25 +17,16 @@ import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isoflop.arrays import Array
 from isoflop.fit.drifting_law import (
-    ALPHA,
-    BETA,
     CONSTANTS,
-    KAPPA_A,
-    KAPPA_B,
     RATIO,
-    RHO,
     SIZE_SD,
     BudgetLine,
-    E,
     FlopRate,
     Origin,
-    P,
     PriorLine,
-    Q,
     apart,
     bend,
     best_size,
@@ -46,30 +35,15 @@ from isoflop.fit.drifting_law import (
     gradient,
     least_loss,
     log_loss,
-    off_ratio,
-    pulls,
     slopes,
     tilt,
     together,
 )
+from isoflop.fit.likelihood import BIAS, BIAS_AT, MANY, MISFIT, NOISE_AT, SHARED, Likelihood, misfit
 from isoflop.fit.optimal_line import columns_of
 from isoflop.fit.robust import LEAST_SCATTER, Labels, Outlier, describe_apart, kept_rows, misfit_of, outlying, scatter
-from isoflop.fit.uncertainty import CHAINS, chains, least_squares, log_of_one_and
+from isoflop.fit.uncertainty import evenly, importance, least_squares
 
-NOISE, NOISE_SD = 0.004, 0.7
-"""Median noise of ln L of a finished run (seed, order, rate off its best), and standard deviation of its logarithm:
-.1% to 1.6%. Seeds alone give .1–.3% (Porian et al. 2024: .005 nats below L = 3)."""
-SHARED = 0.5
-"""Variance that runs of one size share (a shape better or worse than its size), over a run's own."""
-MISFIT, MISFIT_SD, MOST_MISFIT = 0.008, 1.0, 32.0
-"""Median of τ, by which ln L is off the law's form at a factor of 2 from the size of 20 tokens per parameter, and
-standard deviation of its logarithm. It grows by the third power of the distance, to the third number times as much. Of
-.004, .008 and .016 the one of least waste on ten public sweeps (Porian et al. 2024; `benchmarks/sizes.py`)."""
-BIAS, BIAS_DOF = 0.06, 2.0
-"""Scale and degrees of freedom of b, in ln N_opt: a small scale lets clear runs of other ratios speak. One of .003 in
-ln L is as much where the loss bends as in Hoffmann et al. 2022; sharp profiles of small runs were believed too much."""
-BEND = 0.05
-"""Usual `bend`: Hoffmann et al. 2022's law at 1e21 FLOPs."""
 FADES, FADES_SD = 1.5, 1.0
 """Beyond the largest run b fades over so many e-folds of compute and as many as the runs span (2 standard deviations),
 and with it what the runs say against 20 tokens per parameter; standard deviation of its logarithm. Within the runs b is
@@ -91,34 +65,13 @@ FEWEST_TO_JUDGE, TELLING = 6, 0.7
 """Runs from which on one can be told for an outlier, and noise from the law's misfit; standard deviation of ln N_opt at
 the largest budget over the prior's, above which the runs say little of it."""
 
-BIAS_AT, NOISE_AT, FORM_AT = range(CONSTANTS, CONSTANTS + 3)
-"""Of b, ln s and ln τ in a row of unknowns, behind θ."""
-SCALES, SCALES_SD = np.log([NOISE, MISFIT]), np.array([NOISE_SD, MISFIT_SD])
-"""Prior of (ln s, ln τ)."""
-WIDER = 1.6
-"""Chains begin at draws of the Gaussian about a mode, this much wider: skewed tails are reached sooner so."""
-BIASED = 6.0
-"""Half of the chains begin at the mode for a b this many times wider: there is one for each reading of the runs."""
-SAME_SIZE = 1e-6
-"""Of ln N, within which runs are of one size."""
-MANY, CELL = 500, 0.3
-"""Runs from which on chains take those near each other as one; how near, in ln N·D, ln D/N and ln of their variance."""
-LEVEL_SD = 3.0
-"""Of ln L at the origin about the runs' mean: no information."""
+NONLINEAR = [*range(1, CONSTANTS), *range(NOISE_AT, NOISE_AT + 2)]
+"""What is drawn first of a row of unknowns by `apart`: all but the level and b, which ln L is linear in."""
+WIDER, BIASED = 1.3, 6.0
+"""Draws begin about a mode with so many times its Gaussian's width; half of them about the mode for a b that many times
+wider: there is one for each reading of the runs."""
+DRAWS = 2400
 Seen = tuple[Outlier, ...] | None
-
-
-def misfit(N: Array, D: Array) -> Array:
-    """Variance of ln L that the law's form is off, over that at a factor of 2 from 20 tokens per parameter [n]."""
-    far = (off_ratio(N, D) / math.log(2)) ** 6
-    return np.asarray(far / (1 + far / MOST_MISFIT**2))
-
-
-def run_covariance(N: Array, D: Array, noise: float) -> Array:
-    """Covariance of runs' ln L about a law, with b's at a usual `bend` in it [n, n]."""
-    same, off = np.abs(np.log(N)[:, None] - np.log(N)[None]) < SAME_SIZE, tilt(N, D)
-    own = noise**2 * (np.eye(len(N)) + SHARED * same)
-    return own + MISFIT**2 * np.diag(misfit(N, D)) + (BIAS * BEND) ** 2 * off[:, None] * off
 
 
 @dataclass(frozen=True)
@@ -189,8 +142,7 @@ class Posterior:
         line, rng = self.line(C), np.random.default_rng(0)
         z = (self.sizes(line) - math.log(line.size_of_ratio(RATIO))) / TARGET
         weights = (1 + z**2 / TARGET_DOF) ** (-(TARGET_DOF + 1) / 2 * (1 - self.lasting(C).mean()))
-        at = (np.arange(len(z)) + 0.5) / len(z)
-        taken = np.searchsorted(np.cumsum(weights) / weights.sum(), at).clip(max=len(z) - 1)
+        taken = evenly(weights, len(z))
         of_draws = {name: getattr(self, name)[taken] for name in ("draws", "bias", "fades", "noise", "form")}
         held = replace(self, **of_draws, target=C, turn=SCATTER * rng.standard_normal(len(taken)))
         told = max(self.spread**-2 - SIZE_SD**-2, 0.0) * max(1 - FEWEST_TO_TELL / self.n, 0.0)
@@ -267,7 +219,7 @@ def posterior_of_runs(
         D: tokens [n].
         C: training FLOPs [n].
         loss: nats per token [n].
-        seed: of the chains.
+        seed: of the draws.
         left_out: those that a fit left out (`LawFit.left_out`); default: those far off the law (`isoflop.fit.robust`).
         labels: other columns of the runs [n]; outliers of a kind that has other runs stay (`Posterior.apart`).
 
@@ -276,18 +228,18 @@ def posterior_of_runs(
     """
     N, D, C, loss = columns_of(N=N, D=D, C=C, L=loss)
     left_out = outliers_of(N, D, C, loss) if left_out is None else left_out
-    left_out = () if (apart := describe_apart(left_out, labels or {}, N, D, C, D / N)) else left_out
+    left_out = () if (kept := describe_apart(left_out, labels or {}, N, D, C, D / N)) else left_out
     N, D, C, loss = (column[kept_rows(len(N), left_out)] for column in (N, D, C, loss))
     origin = Origin.of(N, D, C)
-    model = _Model.of(N, D, loss, origin)
+    model = Likelihood.of(N, D, loss, origin)
     modes = [_mode(model, width) for width in (1.0, BIASED)]
     rows = _drawn(model, modes, np.random.default_rng(seed))
-    best = modes[int(np.argmax(model.log_density(np.stack(modes))))]
+    best = modes[int(np.argmax(model.marginal(apart(np.stack(modes)))))]
     draws, bias, noise, form = rows[:, :CONSTANTS], rows[:, BIAS_AT] * bend(rows), *np.exp(rows[:, NOISE_AT:]).T
     fades = (FADES + 2 * np.log(C).std()) * np.exp(FADES_SD * np.random.default_rng(1).standard_normal(len(rows)))
     misfit = misfit_of(float(np.median(noise)), loss) if len(N) >= FEWEST_TO_JUDGE else None
     known = (origin, best[:CONSTANTS], draws, bias, fades, noise, form, flop_rate(N, D, C), float(C.max()), len(N))
-    found = Posterior(*known, left_out=left_out, apart=apart, misfit=misfit, unlikely=model.at_best(modes[0]))
+    found = Posterior(*known, left_out=left_out, apart=kept, misfit=misfit, unlikely=model.at_best(modes[0]))
     return replace(found, spread=float(found.sizes(found.line(found.largest)).std()))
 
 
@@ -295,7 +247,7 @@ def outliers_of(N: Array, D: Array, C: Array, loss: Array) -> tuple[Outlier, ...
     """Runs far off the law that the others follow: its mode by a robust loss, so that they do not draw it to them."""
     if len(N) < FEWEST_TO_JUDGE:
         return ()
-    model = _Model.of(N, D, loss, Origin.of(N, D, C), apart=True)
+    model = Likelihood.of(N, D, loss, Origin.of(N, D, C), apart=True)
     mode = _mode(model, BIASED, robust=True)
     residuals = model.residuals(mode[None])[:, 0]
     spread = np.maximum(np.sqrt(model.spread @ np.exp(2 * mode[NOISE_AT:])), LEAST_SCATTER)
@@ -303,179 +255,13 @@ def outliers_of(N: Array, D: Array, C: Array, loss: Array) -> tuple[Outlier, ...
     return tuple(Outlier(int(i), float(loss[i]), float(loss[i] * math.exp(residuals[i]))) for i in rows)
 
 
-@dataclass(frozen=True)
-class _Model:
-    """Likelihood and prior of rows (θ, b, ln s, ln τ) [rows, 11] over runs, those that share a size last [n].
-
-    Runs of one size share noise, so a size's covariance is diag(d) + `SHARED`·s²·11ᵀ with d = s² + τ²·`misfit`: its
-    inverse and determinant have closed forms (Sherman and Morrison 1950); of a single run it is one variance. The
-    chains spend their time here: what is linear in constants is a product of matrices, logarithms and exponentials are
-    NumPy's own, sums run along the first axis, and of `MANY` runs those near each other are one (`merged`).
-
-    Attributes:
-        known: y, y²/2, x, x²/2, 1, `tilt` and ln L, which constants are multiplied with [n, 7].
-        spread: what s² and τ² are multiplied with in a run's variance [n, 2].
-        alike: the first of the runs that share a size, and where among these each size begins.
-        level: mean ln L.
-        number, within: how many runs each row is the mean of, and their variance of ln L about it [n].
-        floor: whether the law has an irreducible loss.
-    """
-
-    known: Array
-    spread: Array
-    alike: tuple[int, NDArray[np.intp]]
-    level: float
-    number: Array
-    within: Array
-    floor: bool = True
-
-    @classmethod
-    def of(cls, N: Array, D: Array, loss: Array, origin: Origin, apart: bool = False) -> _Model:
-        """`apart`: runs of one size share no noise, and keep their order."""
-        order, number = np.arange(len(N)), np.ones(len(N), dtype=int)
-        if not apart:
-            order = np.argsort(N, kind="stable")
-            size = np.cumsum(np.diff(np.log(N[order]), prepend=-np.inf) >= SAME_SIZE) - 1
-            number = np.bincount(size)[size]
-            last = np.argsort(number > 1, kind="stable")
-            order, number = order[last], number[last]
-        first = int((number == 1).sum())
-        begins = np.flatnonzero(np.diff(np.log(N[order[first:]]), prepend=-np.inf) >= SAME_SIZE)
-        N, D, seen = N[order], D[order], np.log(loss[order])
-        x, y = origin.x(N), origin.y(D)
-        known = np.stack([y, y * y / 2, x, x * x / 2, np.ones(len(N)), tilt(N, D), seen], axis=1)
-        spread = np.stack([1 + SHARED * (number == 1), misfit(N, D)], axis=1)
-        level = float(np.median(seen) if apart else seen.mean())
-        return cls(known, spread, (first, begins), level, np.ones(len(N)), np.zeros(len(N)))
-
-    def merged(self, mode: Array) -> _Model:
-        """Runs within a `CELL`, of one size where they share it, as their mean: losses move there by the mode's law."""
-        first, begins = self.alike
-        y, x = self.known[:, [0, 2]].T
-        doubt = np.log(self.spread @ np.exp(2 * mode[NOISE_AT:]))
-        cells = np.floor(np.stack([np.zeros(len(x)), x + y, y - x, doubt], axis=1) / CELL)
-        cells[first:, 0] = 1 + np.repeat(np.arange(len(begins)), np.diff(begins, append=len(x) - first))
-        cells[first:, 1] = 0.0  # runs of one size differ in D alone
-        cells, rank, number = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
-        rank = rank.reshape(-1)  # NumPy 2.0 gave it another shape
-
-        def mean(table: Array) -> Array:
-            return np.stack([np.bincount(rank, column) / number for column in table.T], axis=1)
-
-        off = self.residuals(mode[None])
-        middle, known = mean(off), mean(self.known)
-        known[:, [1, 3]] = known[:, [0, 2]] ** 2 / 2
-        single = int((cells[:, 0] == 0).sum())
-        alike = single, np.flatnonzero(np.diff(cells[single:, 0], prepend=0))
-        within = mean((off - middle[rank]) ** 2)[:, 0]
-        few = _Model(known, mean(self.spread), alike, self.level, number.astype(float), within, self.floor)
-        known[:, -1] += (few.residuals(mode[None]) - middle)[:, 0]
-        return few
-
-    def residuals(self, rows: Array) -> Array:
-        """Ln L̂ − ln L of rows (θ, b, …) [n, rows]: `log_loss` and b's part."""
-        t = rows.T
-        alpha, beta, rho = np.exp(t[[ALPHA, BETA, RHO]])
-        value = self.known[:, :5] @ (np.array([-beta, -t[KAPPA_B], alpha, t[KAPPA_A], t[Q] - t[P]]) / rho)
-        log_of_one_and(value)
-        value *= rho
-        value += self.known[:, 2:5] @ np.array([-alpha, -t[KAPPA_A], t[P] - t[E]])
-        log_of_one_and(value)
-        value += self.known[:, 4:] @ np.array([t[E], t[BIAS_AT] * bend(rows), -np.ones(len(rows))])
-        return value
-
-    def unlikely(self, residuals: Array, scales: Array, share: float = 1.0) -> Array:
-        """−ln likelihood but for a constant, of residuals [n, rows or 1] at (ln s, ln τ) [rows, 2]: [rows].
-
-        `share`: weight of the determinant.
-        """
-        squares = np.exp(2 * scales.T)
-        inverse = self.spread @ squares
-        logs = self.number @ np.log(inverse)
-        np.divide(self.number[:, None], inverse, out=inverse)
-        weighted = residuals * inverse
-        value = np.einsum("nr,nr->r", weighted, np.broadcast_to(residuals, inverse.shape)) + self.within @ inverse
-        if len(self.alike[1]):
-            common = SHARED * squares[0]
-            inflated = 1 + common * self.sums(inverse)
-            value -= common * (self.sums(weighted) ** 2 / inflated).sum(axis=0)
-            logs += np.log(inflated).sum(axis=0)
-        return np.asarray(0.5 * (value + share * logs + (((scales - SCALES) / SCALES_SD) ** 2).sum(axis=1)))
-
-    def at_best(self, mode: Array) -> float:
-        """`unlikely` at a mode [11]."""
-        return float(self.unlikely(self.residuals(mode[None]), mode[None, NOISE_AT:])[0])
-
-    def whitened(self, table: Array, scales: Array) -> Array:
-        """Columns [n, k] divided by a root of the covariance at (ln s, ln τ): of residuals, independent of sd 1."""
-        squares = np.exp(2 * scales)
-        root = 1 / np.sqrt(self.spread @ squares)[:, None]
-        table = root * table
-        first, begins = self.alike
-        length = self.sums(root**2)
-        factor = (1 - (1 + SHARED * squares[0] * length) ** -0.5) / length
-        of_runs = np.diff(begins, append=len(table) - first)
-        table[first:] -= root[first:] * np.repeat(factor * self.sums(root * table), of_runs, axis=0)
-        return np.asarray(table)
-
-    def sums(self, table: Array) -> Array:
-        """Of each size that runs share, over these runs [sizes, k]."""
-        first, begins = self.alike
-        return np.add.reduceat(table[first:], begins, axis=0) if len(begins) else table[:0]
-
-    def prior(self, theta: Array, known: Array | None = None) -> Array:
-        """The prior of θ as residuals of standard deviation 1 [rows, 8]; `known`: as of `pulls`."""
-        level = np.log(np.exp(theta[:, :3]).sum(axis=1)) - self.level
-        return np.concatenate([pulls(theta, self.floor, known), level[:, None] / LEVEL_SD], axis=1)
-
-    def slopes(self, mode: Array) -> Array:
-        """Of the whitened residuals by θ and b, and of the prior's, at a mode [n + 8, 9]."""
-        theta = mode[None, :CONSTANTS]
-        y, x, off = self.known[:, [0, 2, 5]].T
-        of_runs = self.whitened(np.column_stack([slopes(theta, x, y)[0], bend(theta) * off]), mode[NOISE_AT:])
-        return np.concatenate([of_runs, np.pad(gradient(self.prior, theta)[0], ((0, 0), (0, 1)))])
-
-    def log_density(self, rows: Array, known: Array | None = None) -> Array:
-        """Ln posterior probability, but for a constant [rows]; `known`: as of `pulls`."""
-        with np.errstate(all="ignore"):
-            value = -self.unlikely(self.residuals(rows), rows[:, NOISE_AT:])
-            value -= (BIAS_DOF + 1) / 2 * np.log1p((rows[:, BIAS_AT] / BIAS) ** 2 / BIAS_DOF)
-            value -= 0.5 * (self.prior(rows[:, :CONSTANTS], known) ** 2).sum(axis=1)
-        return np.where(np.isfinite(value), value, -np.inf)
-
-    def scales(self, residuals: Array, at: Array) -> Array:
-        """(ln s, ln τ) of greatest posterior probability given residuals [n], by Newton's method from `at`."""
-        share = max(len(residuals) - 5, 1) / len(residuals)  # constants that the runs fit take a share of the squares
-        stencil = 1e-3 * np.array([(i, k) for i in (-1, 0, 1) for k in (-1, 0, 1)])
-        for _ in range(30):
-            f = self.unlikely(residuals[:, None], at + stencil, share).reshape(3, 3)
-            down = np.array([f[2, 1] - f[0, 1], f[1, 2] - f[1, 0]]) / 2e-3
-            mixed = (f[2, 2] - f[2, 0] - f[0, 2] + f[0, 0]) / 4e-6
-            curve = np.array([[f[2, 1] + f[0, 1] - 2 * f[1, 1], 0], [0, f[1, 2] + f[1, 0] - 2 * f[1, 1]]]) / 1e-6
-            size, axes = np.linalg.eigh(curve + mixed * (1 - np.eye(2)))
-            step = -axes @ ((axes.T @ down) / np.maximum(np.abs(size), 1e-3))
-            at = at + step * min(1.0, 1 / max(np.abs(step).max(), 1e-9))
-            if np.abs(step).max() < 1e-3:
-                break
-        return np.asarray(at)
-
-    def covariance(self, mode: Array) -> Array:
-        """Of the Gaussian about a mode [11, 11]."""
-        rows, n, whole = self.slopes(mode), len(self.known), np.zeros((len(mode), len(mode)))
-        information = rows.T @ rows
-        information[BIAS_AT, BIAS_AT] += BIAS**-2
-        whole[:NOISE_AT, :NOISE_AT] = np.linalg.inv(information)
-        whole[NOISE_AT:, NOISE_AT:] = np.diag(1 / (np.array([2 * n, n]) + SCALES_SD**-2))
-        return whole
-
-
 def floorless(N: Array, D: Array, C: Array, loss: Array, posterior: Posterior) -> float:
     """Ln of how much likelier runs [n] are by a law without an irreducible loss than by theirs, each at its best."""
-    model = replace(_Model.of(N, D, loss, Origin.of(N, D, C)), floor=False)
+    model = replace(Likelihood.of(N, D, loss, Origin.of(N, D, C)), floor=False)
     return posterior.unlikely - model.at_best(_mode(model, 1.0))
 
 
-def _mode(model: _Model, width: float, robust: bool = False) -> Array:
+def _mode(model: Likelihood, width: float, robust: bool = False) -> Array:
     """(θ, b, ln s, ln τ) [11] by least squares and the scales in turn, b Gaussian of `width` times its scale.
 
     `robust`: squares of residuals beyond 3 times the scatter count less (Huber's ½r² to |r|, smooth).
@@ -506,15 +292,21 @@ def _mode(model: _Model, width: float, robust: bool = False) -> Array:
     return mode
 
 
-def _drawn(model: _Model, modes: list[Array], rng: np.random.Generator) -> Array:
-    """Draws of (θ, b, ln s, ln τ), by chains of what runs tell one by one (`apart`): there they are nearly Gaussian."""
+def _drawn(model: Likelihood, modes: list[Array], rng: np.random.Generator) -> Array:
+    """Draws of (θ, b, ln s, ln τ), by ln N_opt at the origin, of what runs tell one by one (`apart`)."""
+    model, starts = model.merged(modes[0]) if len(model.known) > MANY else model, []
+    for mode in modes:
+        slope = gradient(apart, mode[None])[0]
+        covariance = (slope @ model.covariance(mode) @ slope.T)[np.ix_(NONLINEAR, NONLINEAR)]
+        root = np.linalg.cholesky(covariance + 1e-15 * np.eye(len(NONLINEAR)))
+        starts.append((apart(mode[None])[0, NONLINEAR], WIDER * root))
 
-    def log_density(rows: Array) -> Array:
-        volume = np.log(np.exp(rows[:, ALPHA]) + np.exp(rows[:, BETA]))
-        return model.log_density(together(rows), rows) + volume
+    def rows_of(points: Array) -> Array:
+        rows = np.zeros((len(points), len(modes[0])))
+        rows[:, NONLINEAR] = points
+        return rows
 
-    model = model.merged(modes[0]) if len(model.known) > MANY else model
-    first = modes[0]
-    root = gradient(apart, first[None])[0] @ np.linalg.cholesky(model.covariance(first) + 1e-15 * np.eye(len(first)))
-    at = np.resize(apart(np.stack(modes)), (CHAINS, len(first)))
-    return together(chains(log_density, at + WIDER * rng.standard_normal(at.shape) @ root.T, rng))
+    points, weights = importance(lambda points: model.marginal(rows_of(points)), starts, rng)
+    order = np.argsort(points[:, 1])
+    taken = order[evenly(weights[order], DRAWS)]
+    return together(model.completed(rows_of(points[taken]), rng))

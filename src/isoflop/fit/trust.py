@@ -24,15 +24,8 @@ from isoflop.arrays import Array
 from isoflop.fit.drifting_law import SIZE_SD, gradient, log_loss, pulls, slopes
 from isoflop.fit.holdout import Extrapolation, fitted_up_to
 from isoflop.fit.law_fit import LawFit
-from isoflop.fit.posterior import (
-    FEWEST_TO_JUDGE,
-    MISFIT,
-    Posterior,
-    floorless,
-    misfit,
-    posterior_of_runs,
-    run_covariance,
-)
+from isoflop.fit.likelihood import MISFIT, misfit, run_covariance
+from isoflop.fit.posterior import FEWEST_TO_JUDGE, Posterior, floorless, posterior_of_runs
 from isoflop.fit.robust import POOR, kept_rows, seed_noise
 
 FAR = 1e2

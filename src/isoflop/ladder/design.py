@@ -33,7 +33,8 @@ from isoflop.fit.drifting_law import (
     pulls,
     slopes,
 )
-from isoflop.fit.posterior import NOISE, Posterior, run_covariance
+from isoflop.fit.likelihood import NOISE, run_covariance
+from isoflop.fit.posterior import Posterior
 from isoflop.ladder.sizes import Family, Shape, size_grid
 from isoflop.laws.quantities import short
 from isoflop.laws.recipes import Recipe

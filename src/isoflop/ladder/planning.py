@@ -17,8 +17,9 @@ from scipy.special import ndtri
 
 from isoflop.arrays import Array
 from isoflop.fit.drifting_law import RATIO, known_line
+from isoflop.fit.likelihood import NOISE, SHARED
 from isoflop.fit.plan import expected_loss
-from isoflop.fit.posterior import NOISE, SHARED, beyond
+from isoflop.fit.posterior import beyond
 from isoflop.fit.runs import REPEATED
 from isoflop.fit.table import read_table
 from isoflop.ladder.design import DECAY, Bounds, Problem, Rung, Worth, best_design, even_grid, worth_of
