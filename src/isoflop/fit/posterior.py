@@ -144,11 +144,11 @@ class Posterior:
         weights = (1 + z**2 / TARGET_DOF) ** (-(TARGET_DOF + 1) / 2 * (1 - self.lasting(C).mean()))
         taken = evenly(weights, len(z))
         of_draws = {name: getattr(self, name)[taken] for name in ("draws", "bias", "fades", "noise", "form")}
-        held = replace(self, **of_draws, target=C, turn=SCATTER * rng.standard_normal(len(taken)))
+        held = replace(self, **of_draws, target=C, turn=SCATTER * _standard(rng, len(taken)))
         told = max(self.spread**-2 - SIZE_SD**-2, 0.0) * max(1 - FEWEST_TO_TELL / self.n, 0.0)
         known = PriorLine().at(C)[1] ** -2 + told
         missing = max(1 / known - float(held.sizes(line).var()), 0.0)
-        return replace(held, shift=math.sqrt(missing) * rng.standard_normal(len(taken)))
+        return replace(held, shift=math.sqrt(missing) * _standard(rng, len(taken)))
 
     def log_sizes(self, C: float) -> Array:
         """Ln N_opt at C FLOPs, sorted [draws]."""
@@ -253,6 +253,12 @@ def outliers_of(N: Array, D: Array, C: Array, loss: Array) -> tuple[Outlier, ...
     spread = np.maximum(np.sqrt(model.spread @ np.exp(2 * mode[NOISE_AT:])), LEAST_SCATTER)
     rows = np.flatnonzero(outlying(residuals, spread))
     return tuple(Outlier(int(i), float(loss[i]), float(loss[i] * math.exp(residuals[i]))) for i in rows)
+
+
+def _standard(rng: np.random.Generator, count: int) -> Array:
+    """Draws of mean 0 and standard deviation 1 to the last digit, so that chance moves no median [count]."""
+    z = rng.standard_normal(count)
+    return np.asarray((z - z.mean()) / z.std())
 
 
 def floorless(N: Array, D: Array, C: Array, loss: Array, posterior: Posterior) -> float:
