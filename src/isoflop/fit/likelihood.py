@@ -56,6 +56,8 @@ BIAS_AT, NOISE_AT, FORM_AT = range(CONSTANTS, CONSTANTS + 3)
 """Of b, ln s and ln τ in a row of unknowns, behind θ."""
 SCALES, SCALES_SD = np.log([NOISE, MISFIT]), np.array([NOISE_SD, MISFIT_SD])
 """Prior of (ln s, ln τ)."""
+ROUNDING = 1e-5
+"""Least noise of ln L: losses have five digits at most, and runs that are computed from a law have no noise."""
 SAME_SIZE = 1e-6
 """Of ln N, within which runs are of one size."""
 MANY, CELL = 500, 0.3
@@ -66,6 +68,11 @@ MIXTURE = np.arange(-9.0, 2.8, 0.5)
 """ln λ of the Gaussians, of variance `BIAS`²/λ, whose mixture b's prior is: λ ~ Γ(ν/2, ν/2) is Student's t."""
 MASS = BIAS_DOF / 2 * (MIXTURE - np.exp(MIXTURE))
 """Ln of their weights, but for a constant."""
+
+
+def variances(scales: Array) -> Array:
+    """s² and τ² of (ln s, ln τ) [2] or rows of them [rows, 2]: [2] or [2, rows]."""
+    return np.asarray((np.exp(2 * scales) + [ROUNDING**2, 0.0]).T)
 
 
 def misfit(N: Array, D: Array) -> Array:
@@ -130,7 +137,7 @@ class Likelihood:
         """Runs within a `CELL`, of one size where they share it, as their mean: losses move there by the mode's law."""
         first, begins = self.alike
         y, x = self.known[:, [0, 2]].T
-        doubt = np.log(self.spread @ np.exp(2 * mode[NOISE_AT:]))
+        doubt = np.log(self.spread @ variances(mode[NOISE_AT:]))
         cells = np.floor(np.stack([np.zeros(len(x)), x + y, y - x, doubt], axis=1) / CELL)
         cells[first:, 0] = 1 + np.repeat(np.arange(len(begins)), np.diff(begins, append=len(x) - first))
         cells[first:, 1] = 0.0  # runs of one size differ in D alone
@@ -167,7 +174,7 @@ class Likelihood:
 
         Each [rows]; r are residuals [n, rows or 1], t is `tilt`.
         """
-        squares = np.exp(2 * scales.T)
+        squares = variances(scales)
         inverse = self.spread @ squares
         logs = self.number @ np.log(inverse)
         np.divide(self.number[:, None], inverse, out=inverse)
@@ -199,7 +206,7 @@ class Likelihood:
 
     def whitened(self, table: Array, scales: Array) -> Array:
         """Columns [n, k] divided by a root of the covariance at (ln s, ln τ): of residuals, independent of sd 1."""
-        squares = np.exp(2 * scales)
+        squares = variances(scales)
         root = 1 / np.sqrt(self.spread @ squares)[:, None]
         table = root * table
         first, begins = self.alike

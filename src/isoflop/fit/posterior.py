@@ -39,7 +39,7 @@ from isoflop.fit.drifting_law import (
     tilt,
     together,
 )
-from isoflop.fit.likelihood import BIAS, BIAS_AT, MANY, MISFIT, NOISE_AT, SHARED, Likelihood, misfit
+from isoflop.fit.likelihood import BIAS, BIAS_AT, MANY, MISFIT, NOISE_AT, SHARED, Likelihood, misfit, variances
 from isoflop.fit.optimal_line import columns_of
 from isoflop.fit.robust import LEAST_SCATTER, Labels, Outlier, describe_apart, kept_rows, misfit_of, outlying, scatter
 from isoflop.fit.uncertainty import evenly, importance, least_squares
@@ -250,7 +250,7 @@ def outliers_of(N: Array, D: Array, C: Array, loss: Array) -> tuple[Outlier, ...
     model = Likelihood.of(N, D, loss, Origin.of(N, D, C), apart=True)
     mode = _mode(model, BIASED, robust=True)
     residuals = model.residuals(mode[None])[:, 0]
-    spread = np.maximum(np.sqrt(model.spread @ np.exp(2 * mode[NOISE_AT:])), LEAST_SCATTER)
+    spread = np.maximum(np.sqrt(model.spread @ variances(mode[NOISE_AT:])), LEAST_SCATTER)
     rows = np.flatnonzero(outlying(residuals, spread))
     return tuple(Outlier(int(i), float(loss[i]), float(loss[i] * math.exp(residuals[i]))) for i in rows)
 
