@@ -117,7 +117,7 @@ def test_runs_of_one_size_are_as_likely_as_by_their_whole_covariance():
     found = model.unlikely(residuals.T, np.log([[0.005, 0.01]] * 3)) - model.unlikely(residuals.T, np.array([flat] * 3))
     by_hand = []
     for s, tau in ((0.005, 0.01), (1.0, 1.0)):
-        whole = likelihood.run_covariance(N, D, s) - likelihood.run_covariance(N, D, 0.0)
+        whole = likelihood.run_covariance(N, D, np.hypot(s, likelihood.ROUNDING)) - likelihood.run_covariance(N, D, 0.0)
         whole = (whole + tau**2 * np.diag(likelihood.misfit(N, D)))[np.ix_(order, order)]
         prior = (((np.log([s, tau]) - likelihood.SCALES) / likelihood.SCALES_SD) ** 2).sum()
         squares = np.einsum("ri,ij,rj->r", residuals, np.linalg.inv(whole), residuals)

@@ -72,7 +72,7 @@ MASS = BIAS_DOF / 2 * (MIXTURE - np.exp(MIXTURE))
 
 def variances(scales: Array) -> Array:
     """s² and τ² of (ln s, ln τ) [2] or rows of them [rows, 2]: [2] or [2, rows]."""
-    return np.asarray((np.exp(2 * scales) + [ROUNDING**2, 0.0]).T)
+    return np.asarray((np.exp(2 * scales) + np.array([ROUNDING**2, 0.0])).T)
 
 
 def misfit(N: Array, D: Array) -> Array:
