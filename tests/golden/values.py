@@ -15,8 +15,8 @@ FOLDER = Path(__file__).parent / "values"
 UPDATE = os.environ.get("ISOFLOP_UPDATE_GOLDEN", "") not in ("", "0")
 EXACT, FITTED, CHAINS, REAL = 1e-6, 1e-3, 5e-3, 0.1
 """Relative tolerances: of what is computed, of what an optimiser or a bootstrap found (quantiles of refitted resamples
-differ by up to 2e-4 from one processor to another), of what Markov chains found on runs without noise (by .3%), and of
-what was found from the real trainings, whose few runs pass on the float32 of their processor."""
+differ by up to 2e-4 from one processor to another), of what draws of a posterior found on runs without noise (by .3%),
+and of what was found from the real trainings, whose few runs pass on the float32 of their processor."""
 NEAR_ZERO = 5e-3
 """Of what a training or a fit found, differences of two losses near zero agree to this part of the tolerance."""
 NO_NUMBER = ("nan", "inf", "-inf")
