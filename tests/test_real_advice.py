@@ -252,7 +252,7 @@ def test_a_target_out_of_reach(train: Any, text: bytes, tmp_path: Path) -> None:
     assert train(text, tmp_path, Plan(32, 800, stop=420), target_loss=1.2) == {Reason.TARGET}
 
 
-@BOTH
+@ALL
 def test_a_healthy_run(train: Any, text: bytes, ladder: Path, tmp_path: Path) -> None:
     assert train(text, tmp_path, Plan(32, 3000), history=ladder) == set()
 
