@@ -149,7 +149,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "fuzz": fuzz,
     "guided": coverage_guided,
 }
-HALVES = (("faults", *(f"kills-{trainer}" for trainer in KILLS), "ranks"), ("fuzz", "guided"))
+HALVES = (("faults", *(f"kills-{trainer}" for trainer in KILLS), "ranks", "interrupts"), ("fuzz", "guided"))
 
 
 def run_parts(names: Sequence[str], result: Path) -> None:
