@@ -315,8 +315,8 @@ def regrets(config: str, budgets: int, starts: int = 4) -> dict[str, list[float]
     ("config", "budgets", "best", "known"),
     [  # medians over the four smallest budgets, or pairs of neighbours; % of loss
         (TUNED, 1, "own", {"20:1": 0.113, "own": 0.026, "raw 3": 4.106}),
-        slow(TUNED, 2, "20:1", {"20:1": 0.113, "own": 0.115, "raw 2": 3.582, "raw 3": 0.756}),
-        slow(TUNED_ATTENTION, 1, "own", {"20:1": 0.330, "own": 0.136, "raw 3": 2.730}),
+        slow(TUNED, 2, "own", {"20:1": 0.113, "own": 0.090, "raw 2": 3.582, "raw 3": 0.756}),
+        slow(TUNED_ATTENTION, 1, "own", {"20:1": 0.330, "own": 0.112, "raw 3": 2.730}),
         (TUNED_ATTENTION, 2, "own", {"20:1": 0.330, "own": 0.063, "raw 2": 0.213, "raw 3": 1.789}),
         (CHINCHILLA_WARMUP, 1, "20:1", {"20:1": 0.024, "own": 0.060, "raw 3": 6.622}),
         slow(CHINCHILLA_WARMUP, 2, "20:1", {"20:1": 0.024, "own": 0.056, "raw 2": 0.545, "raw 3": 2.570}),
