@@ -238,6 +238,22 @@ def test_an_evaluation_that_rises_is_told(tmp_path: Path, capsys: pytest.Capture
     assert "loss (no divergence" not in printed  # fine it is not
 
 
+def test_an_evaluation_behind_the_last_step_is_judged_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The third rise comes when training has ended, as the last evaluation of most runs does."""
+    monitor = isoflop.Monitor(
+        None, record_dir=tmp_path, total_steps=600, num_params=50_000, flops_per_token=3e5, log_every=20
+    )
+    for step in range(1, 601):
+        monitor.step(planted(step), tokens=500)
+        if step % 100 == 0:
+            monitor.evaluate("held out", (3.0, 2.8, 2.6, 2.7, 2.9, 3.2)[step // 100 - 1])
+    assert Reason.OVERFITTING not in {advice.reason for advice in monitor.advice}
+    monitor.close()
+    printed = capsys.readouterr().out
+    assert "advice still active at the end: " in printed and "loss (no divergence" not in printed
+    assert "overfitting" in [advice["reason"] for advice in isoflop.read_runs(tmp_path)[0].advice]
+
+
 def closing(capsys: pytest.CaptureFixture[str]) -> str:
     """The lines of the run's end."""
     printed = capsys.readouterr().out

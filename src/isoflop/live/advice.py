@@ -97,7 +97,7 @@ class AdvicePart(Part):
         self._told_missing = False
         self._until: int | None = None  # the planned end that was judged
         self._evaluations: dict[str, list[Evaluated]] = {}
-        self._evaluated = 0  # losses of them
+        self._evaluated = self._looked_at = 0  # losses of them, and at the last look
         self._broken: dict[str, Evaluated] = {}  # the last one, where it is no number
         self._scalars: dict[str, float] = {}
         """`isoflop/n_opt`; `isoflop/frontier_loss` and `isoflop/excess_loss` where own runs determine a law."""
@@ -137,6 +137,7 @@ class AdvicePart(Part):
 
     def _look(self, step: LogStep, first: bool) -> None:
         began, dear = time.thread_time(), self._spent <= FREE + SHARE * step.busy_time
+        self._looked_at = self._evaluated
         self._unchanged = self._weights.unchanged_since(step.step)
         run = self._situation(step)
         if self._until is not None and run.total_steps != self._until:  # resumed with another plan
@@ -185,7 +186,11 @@ class AdvicePart(Part):
             self._scalars[f"{OFFSET}{name}"] = float(np.median(apart[-5:]))
 
     def close(self, step: LogStep, completed: bool) -> None:
-        """Print where the compute went and what the next run should be."""
+        """Judge evaluations that came since the last log step; print where the compute went and what the next run
+        should be.
+        """
+        if self._started and self._evaluated != self._looked_at:
+            self._look(step, first=False)
         if step.step:
             ends = {name: [*self._evaluations.get(name, ()), last] for name, last in self._broken.items()}
             losses = tuple(self._judge.track.losses)

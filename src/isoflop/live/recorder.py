@@ -115,8 +115,7 @@ class Recorder(Part):
             if self._run.task != self._task:
                 self._task = self._run.task
                 self._log.event("update", task=self._task.as_dict())
-            for advice in step.advice:
-                self._log.event("advice", **advice.as_dict())
+            self._write_advice(step)
             if step.counting != self._counting:
                 self._counting = step.counting
                 self._log.event("update", counting=step.counting)
@@ -138,6 +137,7 @@ class Recorder(Part):
             self._train_point(step)
         elif self._last is None or point.step > self._last.step:
             self._write(point)
+        self._write_advice(step)
         if self._log is not None:
             totals = ("tokens", "padding", "loss_tokens", "flops", "flops_hardware", "flops_6nd")
             times = ("wall_time", "training_time")
@@ -145,6 +145,10 @@ class Recorder(Part):
             self._log.end(point.step, status, **{key: getattr(point, key) for key in (*totals, *times)})
             self._log.close()
             self._write_passport()
+
+    def _write_advice(self, step: LogStep) -> None:
+        for advice in step.advice if self._log is not None else ():
+            self._log.event("advice", **advice.as_dict())
 
     def _write_passport(self) -> None:
         if self._log is None or isinstance(self._log, RemoteLog):

@@ -171,6 +171,8 @@ class Sinks(Part):
             self._print(self._unprinted)
         for sink in self._run.sinks:
             with self._guard.part(sink.boundary):
+                for advice in step.advice:
+                    sink.text(step.step, "isoflop/advice", advice.markdown())
                 sink.close()
 
     def state_dict(self) -> dict[str, int]:
