@@ -238,6 +238,17 @@ def test_an_evaluation_that_rises_is_told(tmp_path: Path, capsys: pytest.Capture
     assert "loss (no divergence" not in printed  # fine it is not
 
 
+def test_a_run_that_an_error_ends_is_not_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        pytest.raises(KeyError),
+        isoflop.Monitor(None, record_dir=tmp_path, total_steps=600, num_params=50_000) as monitor,
+    ):
+        for step in range(1, 101):
+            monitor.step(planted(step), tokens=500)
+        raise KeyError("a user's")
+    assert "isoflop: the run was interrupted at step 100 of 600: 50k tokens" in capsys.readouterr().out
+
+
 def test_an_evaluation_behind_the_last_step_is_judged_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The third rise comes when training has ended, as the last evaluation of most runs does."""
     monitor = isoflop.Monitor(

@@ -147,8 +147,9 @@ class Recorder(Part):
             self._write_passport()
 
     def _write_advice(self, step: LogStep) -> None:
-        for advice in step.advice if self._log is not None else ():
-            self._log.event("advice", **advice.as_dict())
+        if self._log is not None:
+            for advice in step.advice:
+                self._log.event("advice", **advice.as_dict())
 
     def _write_passport(self) -> None:
         if self._log is None or isinstance(self._log, RemoteLog):

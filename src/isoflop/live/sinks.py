@@ -345,6 +345,7 @@ def closing_lines(
     loss_unjudged: str = "",
     final: float | None = None,
     ended: str = "",
+    completed: bool = True,
 ) -> list[str]:
     """Lines for the terminal.
 
@@ -355,6 +356,7 @@ def closing_lines(
         shape, loss_unjudged: why laws may not hold for a shape like the model's; why the loss can't be judged.
         final: training loss at the end.
         ended: where the loss ended, and what its best was, where that is not the same.
+        completed: False: an error, a signal or `on_advice` ended it.
     """
     through = "" if run.N is None else f" through {count(run.N)} parameters (N with the head)"
     padding = step.scalars.get("isoflop/padding_fraction") or 0.0
@@ -367,7 +369,9 @@ def closing_lines(
     if "isoflop/goodput" in step.scalars:
         spent.append(f"goodput {step.scalars['isoflop/goodput']:.0%}")
     spent += [_evaluated(name, points) for name, points in run.evaluations.items()]
-    lines = [f"isoflop: the run is over: {', '.join(spent[:MOST_SPENT])}."]
+    of = "" if run.total_steps is None else f" of {run.total_steps:,}"
+    how = "is over" if completed else f"was interrupted at step {run.step:,}{of}"
+    lines = [f"isoflop: the run {how}: {', '.join(spent[:MOST_SPENT])}."]
     # judged as done: what this compute could have bought, and so the next run's size
     done = replace(run, tokens_per_step=run.tokens and run.tokens / max(run.step, 1))
     judged = planned(done, Thresholds(frontier_steps=0.0)) if (run.left or 0.0) <= SHORT else None
