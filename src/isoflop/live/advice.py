@@ -168,6 +168,8 @@ class AdvicePart(Part):
             task = self._run.task.shown(optimizer if family_of([optimizer]) == self._run.task.optimizer else "")
             notes = self._run.notes if step.totals.tokens_known else ()  # of tokens alone there is a noise scale
             self._run.tell(f"isoflop: {'; '.join(filter(None, (task, recipe, *notes)))}.")
+        elif step.before.steps:
+            self._run.tell(f"isoflop: resumed from step {step.before.steps:,}.")
         self._read_history(self._options.fit_on or "train", self._run.run_id)
         self._run.draw(step.step, frontier_points(frontier_of(self.own.points)))
 

@@ -370,7 +370,8 @@ def closing_lines(
         spent.append(f"goodput {step.scalars['isoflop/goodput']:.0%}")
     spent += [_evaluated(name, points) for name, points in run.evaluations.items()]
     of = "" if run.total_steps is None else f" of {run.total_steps:,}"
-    how = "is over" if completed else f"was interrupted at step {run.step:,}{of}"
+    at = f"{'ended' if completed else 'was interrupted'} at step {run.step:,}{of}"
+    how = "is over" if completed and run.step >= (run.total_steps or 0) else at
     lines = [f"isoflop: the run {how}: {', '.join(spent[:MOST_SPENT])}."]
     # judged as done: what this compute could have bought, and so the next run's size
     done = replace(run, tokens_per_step=run.tokens and run.tokens / max(run.step, 1))
