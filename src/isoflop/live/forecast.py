@@ -240,6 +240,8 @@ class ForecastPart(Part):
         if not self._asked and (given is not None or self._run.scheduler is not None):
             self._asked = True
             self._ask(step, total)
+            if given is not None and self.plan is None and self._no_plan.reason is Refusal.LR_UNKNOWN:
+                self._silent(self._no_plan)  # what was given is wrong: there is time to mend it
         elif given is not None and self.plan is not None:
             self.plan = self.plan.scaled_to(*self._seen(step))  # its unit is known once its peak is seen
 
