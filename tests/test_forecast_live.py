@@ -341,8 +341,9 @@ def test_a_name_without_its_warm_up_holds_after_it(tmp_path: Path) -> None:
     assert not any("learning rate" in str(advice) for advice in monitor.advice)
 
 
-def test_a_plan_that_does_not_fit_is_told_at_once(tmp_path: Path) -> None:
-    """Nothing else of the first steps says so, and a short run would end without the reason."""
+def test_a_plan_that_does_not_fit_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run too short for a forecast would end without the reason."""
+    monkeypatch.setattr("isoflop.live.forecast.SHARE", 0.0)
     _, told = train(tmp_path, last=20, make=None, lr_plan=f"cosine:warmup={2 * TOTAL},end=0", finish=False)
     (line,) = about(told)
     assert "does not fit into the run" in line
