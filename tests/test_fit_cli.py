@@ -91,6 +91,17 @@ def test_one_json_object(tmp_path: Path) -> None:
     assert found["objective"] == pytest.approx(0, abs=1e-12)
 
 
+def test_json_holds_the_verdict_of_the_test_on_larger_runs(tmp_path: Path) -> None:
+    """Where the law is not trusted beyond the runs it is a warning, as people see it."""
+    N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 5)))
+    loss = 1.8172 + 482.01 / N**0.3478 + 2085.43 / D**0.3658 - 0.05 * np.log(np.maximum(N * D / 1e18, 1))
+    path = tmp_path / "runs.csv"
+    path.write_text("N,D,loss\n" + "".join(f"{n},{d},{x}\n" for n, d, x in zip(N, D, loss, strict=True)))
+    found = fitted(path)
+    assert found["extrapolates"] is False
+    assert any("The test runs reach" in text and "can't be trusted" in text for text in found["warnings"])
+
+
 def test_conditions_of_several_options_hold_together(tmp_path: Path) -> None:
     """Whichever comes first: a second one replaces none."""
     path = table(tmp_path / "runs.csv", kind=["a", "b"] * 10)

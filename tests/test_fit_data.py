@@ -384,3 +384,25 @@ def test_files_and_columns_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadData, match=r"empty holds no isoflop records: first `isoflop import "):
         read_table([tmp_path / "empty"], WANTED)
+
+
+@pytest.mark.parametrize(
+    ("status", "counts", "told"),
+    [
+        *((word, False, "") for word in ("stopped early", "early_stopped", "EarlyStopped", "Timeout", "timed-out")),
+        *((word, False, "") for word in ("cancelled", "PREEMPTED", "OUT_OF_MEMORY", "nan", "not finished")),
+        *((word, False, "") for word in ("running", "in_progress", "unfinished", "killed", "NODE_FAIL", "pruned")),
+        *((word, True, "") for word in ("finished", "COMPLETED", "done", "success", "", "-", "ok")),
+        *((word, True, word) for word in ("good", "finished, early stopping", "no errors", "terminated")),
+    ],
+)
+def test_a_run_that_did_not_end_is_told_by_the_words_of_its_status(
+    tmp_path: Path, status: str, counts: bool, told: str
+) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text(f'run,N,D,loss,status\na,1e8,2e9,3.1,finished\nb,2e8,2e9,3.0,"{status}"\n')
+    table = read_table([path], WANTED)
+    assert table.rows == (("a", "b") if counts else ("a",))
+    assert table.left_out == (() if counts else (f"b: its status is {status}",))
+    doubt = f"column 'status' does not say whether runs finished ({told!r} of 1 run): they count as finished"
+    assert [text for text in table.doubts if "status" in text] == ([doubt] if told else [])

@@ -96,7 +96,7 @@ def test_runs_of_no_one_law_give_neither_size_nor_loss(tmp_path: Path) -> None:
     found, without = answer("plan", "--flops", "1e22", "--runs", file), answer("plan", "--flops", "1e22")
     assert found["N"] == without["N"] and found["L"] is None and "L" not in found["intervals"]
     shown = asked("plan", "--flops", "1e22", "--runs", file)[0]
-    assert "loss unknown: no loss is stated, for your runs follow no one law" in shown
+    assert "loss unknown: no loss is stated, for your runs scatter too far about one law" in shown
     assert found["warnings"][0].endswith("so the size is the published one, 20 tokens per parameter")
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from isoflop.cli import app
 from isoflop.figures import RunEnd, ends_of_table, study
 from isoflop.report import Report, make_report, read_sources, run_rows
+from isoflop.report.page import render
 from isoflop.report.runs import facts, latest_advice, recorded_advice
 from isoflop.report.sentences import checklist, headline, holdout, power_of_ten
 from report_files import ADVICE, documented_run, write, write_all
@@ -67,7 +70,7 @@ def test_a_page_counts_runs_once_and_a_law_that_describes_nothing_is_not_followe
     two = study(table=ends_of_table(mixed, labels={"corpus": corpus}), convention="unknown", draws=100)
     assert any("'corpus'" in text for text in two.doubts)
     told = headline(two, holdout(two))
-    assert told.says[0].endswith("which does not describe them: do not rely on it.")
+    assert told.says[0].endswith("which does not describe them, or they are noisier than usual: do not rely on it.")
     assert not any("should grow" in text for text in told.says)
     assert told.says[-1].startswith("At the largest run's compute")
 
@@ -234,6 +237,21 @@ def test_a_file_that_cannot_be_read_is_named_and_the_rest_goes_on(tmp_path: Path
     sources = read_sources([tmp_path, short])
     assert [run.name for run in sources.runs] == ["good"]
     assert [str(path) in "".join(sources.problems) for path in (bad, short)] == [True, True]
+
+
+def test_rows_of_a_table_that_do_not_count_are_named_with_the_reason(tmp_path: Path) -> None:
+    """By `read_sources`, by the command and on the page, and they are among the runs that came."""
+    table = tmp_path / "runs.csv"
+    table.write_text("run,N,D,loss,status\na,1e8,2e9,3.1,finished\nb,2e8,2e9,7.9,diverged\nc,2e8,2e9,,finished\n")
+    report = make_report(read_sources([table]))
+    assert [(row.name, row.left_out) for row in report.rows] == [
+        *(("a", ""), ("b", "its status is diverged"), ("c", "nothing in loss"))
+    ]
+    assert "2 runs do not count in a fit: b (its status is diverged); c (nothing in loss)" in report.study.left_out
+    page = render(report)
+    assert "3 runs" in page and "no: its status is diverged" in page
+    shown = CliRunner().invoke(app, ["report", str(table), "-o", str(tmp_path / "page.html")])
+    assert "left out: b: its status is diverged" in shown.stderr and "left out: c: nothing in loss" in shown.stderr
 
 
 def test_records_and_tables_together_and_none_twice(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def fit(
             )
     size: Posterior | str = "only Hoffmann's law has a best size"
     trust: Trust | None = None
+    held: Extrapolation | str = ""
     compared: Groups | str = ""
     if labels is not None:
         from isoflop.fit.groups import groups_at_equal_compute
@@ -124,7 +125,8 @@ def fit(
             tell("fit", f"no best size: {size}")
         best = None if isinstance(size, str) else best_size(size, level)
         more = {} if labels is None else {"at_equal_compute": groups_as_object(compared)}
-        warnings = [*table.unlike, *fitted.warnings]
+        untrusted = [held.verdict] if trust and isinstance(held, Extrapolation) and not trust.predicts else []
+        warnings = [*table.unlike, *fitted.warnings, *untrusted]
         print_json(
             {
                 **as_object(fitted),

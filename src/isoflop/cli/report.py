@@ -118,8 +118,8 @@ def _sources(
         raise ValueError(f"--n: expected one of {', '.join(COUNTS)}, got {rows.n_convention!r}")
     named, where = common.pairs("--column", rows.column), common.joined(rows.where)
     sources = read_sources([location_of(run) for run in runs], named, where)
-    for problem in sources.problems:
-        tell(command, f"left out: {problem}")
+    for text in (*sources.problems, *(f"{row.name}: {row.left_out}" for row in sources.rows if row.left_out)):
+        tell(command, f"left out: {text}")
     return sources, None if budgets is None else common.amounts("--budgets", budgets)
 
 

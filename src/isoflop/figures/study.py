@@ -310,11 +310,13 @@ class Study:
     def sizes(self) -> Shades | None:
         """What the shades stand for: sizes, at five of them."""
         N = sorted(end.N or 0.0 for end in self.ends)
+        unknown = any(not end.N and end.run_id for end in self.ends)  # a table's row without a size is drawn nowhere
         if len(N) < 2 or N[-1] <= 0 or N[0] == N[-1]:
             return None
         shades: dict[str, list[float]] = {}  # by size as it is written: one tick, in the middle of its runs
         for i, size in enumerate(N):
-            shades.setdefault(short(size) if size else "unknown", []).append(i / (len(N) - 1))
+            if size or unknown:
+                shades.setdefault(short(size) if size else "unknown", []).append(i / (len(N) - 1))
         every = [(float(np.mean(at)), text) for text, at in shades.items()]
         at = np.unique(np.linspace(0, len(every) - 1, min(len(every), 5)).round().astype(int))
         ticks = tuple(every[i] for i in at)

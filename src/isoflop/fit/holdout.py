@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from isoflop.arrays import Array
 from isoflop.fit.law_fit import LawFit, fit_law
-from isoflop.fit.robust import LEAST_SCATTER, POOR
+from isoflop.fit.robust import LEAST_SCATTER, POOR, kept_rows
 from isoflop.fit.runs import check_runs
 from isoflop.fit.uncertainty import FEW, too_few
 from isoflop.laws.forms import FORMS, HOFFMANN, compute_of
@@ -120,7 +120,10 @@ class Extrapolation:
             return f"The runs do not determine {', '.join(self.open)}: a prediction of the larger ones tests nothing"
         off = f"the law is off by {_percent(np.median(size))} in the median, {_percent(size.max())} at most"
         if self.misfit is not None and self.misfit > POOR:
-            return f"{far}, and there {off}; it does not describe the runs: it can't be trusted beyond them"
+            return (
+                f"{far}, and there {off}; it does not describe the runs, or they are noisier than usual: it can't be "
+                "trusted beyond them"
+            )
         if self.inside is None:
             return (
                 f"{far}, and there {off}; {self.fit.n} runs for {self.free} constants do not show their noise, so "
@@ -170,14 +173,19 @@ def fitted_up_to(C: Array) -> float:
 
 
 def held_out(columns: Mapping[str, ArrayLike], fitted: LawFit) -> Extrapolation | str:
-    """Hoffmann's law fitted to the smaller runs and held against the larger ones; or why that is not possible."""
+    """Hoffmann's law fitted to the smaller runs and held against the larger ones; or why that is not possible.
+
+    Runs that the fit of all left out take no part.
+    """
     level, convention = fitted.level, fitted.law.convention
-    C = np.asarray(columns["C"], dtype=float)
+    kept = kept_rows(len(np.asarray(columns["C"])), fitted.left_out)
+    runs = {name: np.asarray(column, dtype=float)[kept] for name, column in columns.items()}
+    C = runs["C"]
     below, least = fitted_up_to(C), len(HOFFMANN.constants) + FEW
     if (below >= C).sum() < least or (below < C).sum() < TELLING:
         return f"{len(C)} runs are too few: a test takes {least} to fit and {TELLING} larger ones to predict"
     try:
-        found = extrapolation("hoffmann", columns, below, level=level, draws=DRAWS, convention=convention)
+        found = extrapolation("hoffmann", runs, below, level=level, draws=DRAWS, convention=convention)
     except ValueError as error:
         return str(error)
     names = tuple(name for name in fitted.parameters if name in {*found.open, *fitted.undetermined})
@@ -211,8 +219,11 @@ def extrapolation(form: str, columns: Mapping[str, ArrayLike], below: float, **f
     if "C" not in columns:
         both = check_runs(columns, ("N", "D"), convention=counts).variables
         columns = {**columns, "C": compute_of(both["N"], both["D"])}
-    runs = check_runs(columns, tuple(dict.fromkeys((*names, "C"))), convention=counts)
-    budget = runs.variables["C"]
+    checked = check_runs(columns, tuple(dict.fromkeys((*names, "C"))), convention=counts)
+    # in one order, whatever the file's and however C is rounded: draws go by row
+    order = np.lexsort([checked.loss, *(checked.variables[name] for name in names)])
+    runs, losses = {name: column[order] for name, column in checked.variables.items()}, checked.loss[order]
+    budget = runs["C"]
     fitted = budget <= below
     free = len(FORMS[form].constants) - len(fit_options.get("fixed") or {})
     if fitted.all() or fitted.sum() < free:
@@ -221,20 +232,20 @@ def extrapolation(form: str, columns: Mapping[str, ArrayLike], below: float, **f
             f"{fitted.sum()} of {len(budget)} runs have C ≤ {below:.4g}, {lack}: the budgets run from "
             f"{budget.min():.4g} to {budget.max():.4g}; choose below= between"
         )
-    small = {name: runs.variables[name][fitted] for name in names}
-    fit = fit_law(form, {**small, "loss": runs.loss[fitted]}, **fit_options)
+    small = {name: runs[name][fitted] for name in names}
+    fit = fit_law(form, {**small, "loss": losses[fitted]}, **fit_options)
     test = np.flatnonzero(~fitted)
-    test = test[np.argsort(budget[test], kind="stable")]
-    variables = {name: runs.variables[name][test] for name in names}
-    loss, low, high, chance = runs.loss[test], np.zeros(len(test)), np.full(len(test), np.inf), None
+    variables = {name: runs[name][test] for name in names}
+    loss, low, high, chance = losses[test], np.zeros(len(test)), np.full(len(test), np.inf), None
     few = too_few(fit.n, free)
     left_open = () if few else tuple(name for name in fit.parameters if name in fit.undetermined)
     if not (few or left_open):
         drawn = FORMS[form].at(variables, {name: draws[:, None] for name, draws in fit.draws.items()})
         # residuals as new runs will have them: those of the fit, wider by the fitted constants, a seed's at least
         wide = fit.residuals * np.sqrt(fit.n / (fit.n - free))
-        wide *= max(1.0, LEAST_SCATTER / max(float(wide.std()), 1e-12))
-        expected = drawn / np.exp(np.random.default_rng([fit_options.get("seed", 0), 1]).choice(wide, size=drawn.shape))
+        rng, scale = np.random.default_rng([fit_options.get("seed", 0), 1]), max(float(wide.std()), LEAST_SCATTER)
+        noise = rng.choice(wide, drawn.shape) if wide.std() == scale else scale * rng.standard_normal(drawn.shape)
+        expected = drawn / np.exp(noise)
         low, high = np.quantile(expected, [(1 - fit.level) / 2, (1 + fit.level) / 2], axis=0)
         hits, expected_hits = (low <= loss) & (loss <= high), (low <= expected) & (expected <= high)
         far = np.log(budget[test]) >= 0.5 * np.log(budget[fitted].max() * budget[test].max())
@@ -244,16 +255,17 @@ def extrapolation(form: str, columns: Mapping[str, ArrayLike], below: float, **f
         )
     with np.errstate(over="ignore", invalid="ignore"):  # constants that the runs leave open
         predicted = fit.law.loss(**variables)
+    rising = np.argsort(budget[test], kind="stable")
     return Extrapolation(
         fit,
         free,
         float(below),
         float(budget[test].max() / budget[fitted].max()),
-        budget[test],
-        loss,
-        predicted,
-        low,
-        high,
+        budget[test][rising],
+        loss[rising],
+        predicted[rising],
+        low[rising],
+        high[rising],
         chance,
         left_open,
         fit.misfit,

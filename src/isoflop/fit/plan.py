@@ -359,7 +359,7 @@ def _by_runs(
         missed=trust.held.error / max(math.log(trust.held.reach), 1.0)
         if isinstance(trust.held, LeftOut) and not trust.held.passed
         else 0.0,
-        no_loss="no loss is stated, for your runs follow no one law" if poor else "",
+        no_loss="no loss is stated, for your runs scatter too far about one law" if poor else "",
         minima=found.minima if found is not None else (),
         notes=(
             *runs.warnings,

@@ -138,8 +138,9 @@ def describe_outliers(found: Sequence[Outlier], called: Sequence[object]) -> str
 def describe_misfit(spread: float, ratio: float, groups: Sequence[str] = (), far: str = "") -> str:
     """That a law does not describe the runs, for people; `groups`: columns that explain it; `far`: a condition."""
     said = (
-        f"the law does not describe the runs: residuals scatter by {spread:.1%}, {ratio:.0f} times what seeds alone "
-        "give; its constants and intervals are not to be trusted"
+        f"the law does not describe the runs, or they are noisier than usual: residuals scatter by {spread:.1%}, "
+        f"{ratio:.0f} times the {spread / ratio:.1%} that seeds usually give; its constants and intervals are not to "
+        "be trusted"
     )
     if groups:
         return (

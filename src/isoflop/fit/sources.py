@@ -36,7 +36,7 @@ from isoflop.logs.files import (
     json_object,
     mixed_marks,
 )
-from isoflop.logs.names import DATA, EPOCHS, EXPERTS, NO_END, UNIQUE, Kind, fact_of, kind_of, role_of
+from isoflop.logs.names import DATA, EPOCHS, EXPERTS, UNIQUE, Kind, end_of, fact_of, kind_of, role_of
 from isoflop.logs.table import PARQUET, parquet_rows
 from isoflop.record.lines import Problems
 from isoflop.record.run import Point, Run, common_n
@@ -173,9 +173,9 @@ def columns_listed(names: Sequence[str]) -> str:
 def number_of(text: str | None, column: str, label: str) -> float:
     """A cell's number, such as 1e9, 543M, 1,000 or 3.21†; NaN where it holds nothing, or that no run ended."""
     text = (text or "").strip()
-    if is_blank(text) or text.strip(MARKS).lower() in ("nan", *NO_END["status"]):
-        return math.nan
     number = cell_number(text)
+    if is_blank(text) or (number is None and end_of("status", text) in ("interrupted", "running")):
+        return math.nan
     if mixed := mixed_marks(text) if number is None else "":
         raise BadData(f"{label}, column {column!r}: {mixed}")
     if number is None:

@@ -34,7 +34,7 @@ from isoflop.fit.sources import (
 from isoflop.laws.forms import TRAINING_FLOPS, compute_of, understated
 from isoflop.laws.quantities import LEAST
 from isoflop.logs.files import cell_number, is_blank
-from isoflop.logs.names import NO_END, factor_of, kind_of, role_of
+from isoflop.logs.names import NO_END, end_of, factor_of, kind_of, role_of, unknown_states
 from isoflop.record.paths import Location
 from isoflop.record.reader import read_runs
 from isoflop.record.run import COUNTS, Run
@@ -268,6 +268,7 @@ class _Reading:
                 f"expected runs with numbers in {', '.join(self.taken.values())}, got none; {left_out[0]}{there}"
             )
         self._keep(full)
+        self.doubts += unknown_states(self.rows)
         columns = self._derived({what: [column[i] for i in full] for what, column in cells.items()})
         rate = next((name for name in self.present if kind_of(name) == "rate"), "")
         if len(best := best_of_rates(self.rows, rate, columns)) < len(self.rows):
@@ -334,11 +335,8 @@ class _Reading:
     def _nothing(self, i: int, cells: Mapping[str, list[float]]) -> str:
         """Why a row does not count: blank cells, or one that says that the run did not come to its end; "": it does."""
         lost = {"loss", "perplexity"}
-        names = [
-            self.taken[what]
-            for what, column in cells.items()
-            if math.isnan(column[i]) or (what in lost and math.isinf(column[i]))
-        ]
+        of = {what: column[i] for what, column in cells.items()}
+        names = [self.taken[what] for what, x in of.items() if math.isnan(x) or (what in lost and math.isinf(x))]
         if names:
             told = {name: cell for name in names if not is_blank(cell := self.rows[i].get(name, "").strip())}
             said = " and ".join(f"its {name} is {cell}" for name, cell in told.items())
@@ -346,7 +344,7 @@ class _Reading:
             diverged = ": it diverged" if losses & {"nan", "inf", "infinity"} else ""
             return f"{self.labels[i]}: {said + diverged if said else 'nothing in ' + ' and '.join(names)}"
         for name, cell in self.rows[i].items():
-            if cell.strip().lower() in NO_END.get(plain(name), ()):
+            if (fact := plain(name)) in NO_END and end_of(fact, cell) in ("interrupted", "running"):
                 return f"{self.labels[i]}: its {name} is {cell.strip()}"
         seen = 0.0 if "U" in self.wanted or LOSS_NAME in self.rows[i] else self._seen(self._with_derived(self.rows[i]))
         return f"{self.labels[i]}: {describe_repeats(seen)}" if seen > REPEATED * (1 + ROUNDED) else ""

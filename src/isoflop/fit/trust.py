@@ -193,8 +193,8 @@ class Trust:
         said = []
         if not self.describes:
             said.append(
-                f"your runs follow no one law: they scatter by {self.scatter:.1%} about it, {self.misfit:.0f} times as "
-                "much as seeds do"
+                f"your runs follow no one law, or are noisier than usual: they scatter by {self.scatter:.1%} about it, "
+                f"{self.misfit:.0f} times the {self.scatter / (self.misfit or 1.0):.1%} that seeds usually give"
             )
         held = self.held
         fails = None

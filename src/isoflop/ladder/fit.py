@@ -188,8 +188,9 @@ class Doubt(Enum):
         "without an irreducible loss), look like this"
     )
     NOISY = (
-        "the law does not describe these runs: they scatter about it {noise:.1f} times as much as seeds do. Look at "
-        "the runs that are farthest from it, and train one of them again with another seed"
+        "the law does not describe these runs, or they are noisier than usual: they scatter about it {noise:.1f} times "
+        "as much as seeds usually do. Look at the runs that are farthest from it, and train one of them again with "
+        "another seed"
     )
     FLOORLESS = (
         "the law does not describe these runs: they are {floorless:.0f} times likelier by a law without an irreducible "

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from isoflop.logs.files import cell_number
+from isoflop.logs.files import cell_number, is_blank
 from isoflop.record.run import Status
 
 Kind = Literal["loss", "tokens", "step tokens", "samples", "flops", "rate", "step", "size", "own"]
@@ -301,15 +301,43 @@ def part_words(name: str) -> set[str]:
 
 
 _NO, _YES = ("false", "0", "no"), ("true", "1", "yes")
-_ENDED = ("finished", "completed", "complete", "done", "success", "succeeded")
-_UNDER_WAY = ("running", "scheduled", "pending")
-_STOPPED = ("crashed", "failed", "killed", "interrupted", "stopped", "diverged", "preempted", "oom")
+_DONE = {*("finished", "completed", "complete", "done", "success", "succeeded", "successful", "ok", "ended")}
+_UNDER_WAY = re.compile("running|scheduled|pending|queued|waiting|in progress|active|^training$")
+_STOPPED = re.compile(
+    r"crash|fail|kill|interrupt|stop|diverg|explod|preempt|evict|oom|memory|nan\b|inf\b|early|abort|cancel|"
+    "time ?out|timed|error|un(finish|success)|incomplete|prun|suspend|paus"
+)
 NO_END: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("status", "state"), (*_UNDER_WAY, *_STOPPED)),
+    **dict.fromkeys(("status", "state"), ()),
     **dict.fromkeys(("diverged", "crashed", "failed", "stoppedearly", "earlystopped"), _YES),
     **dict.fromkeys(("finished", "completed"), _NO),
 }
-"""Cells, by column, of a run that did not come to its end."""
+"""Columns that say whether a run came to its end: by words, or by cells of one that did not."""
+
+
+def end_of(fact: str, cell: str) -> Status | None:
+    """Whether a run came to its end, by a cell of a column of `NO_END`; None: the cell does not tell.
+
+    >>> [end_of("status", cell) for cell in ("Early_Stopped", "out of memory", "COMPLETED", "not finished", "Pending")]
+    ['interrupted', 'interrupted', 'completed', 'interrupted', 'running']
+    >>> end_of("status", "finished, 0 errors"), end_of("state", "good"), end_of("diverged", "no"), end_of("failed", "1")
+    (None, None, None, 'interrupted')
+    """
+    if fact not in ("status", "state"):
+        said = cell.strip().lower()
+        ended = said in (_YES if NO_END[fact] == _NO else ()) or said in _DONE
+        return "interrupted" if said in NO_END[fact] else "completed" if ended else None
+    told = words(cell)
+    done, text = not _DONE.isdisjoint(told), " ".join(told)
+    negated = not {"not", "never", "no"}.isdisjoint(told)
+    if done and negated:
+        return "interrupted"
+    found = [re.search(rf"\b(?:{kind.pattern})", text) for kind in (_STOPPED, _UNDER_WAY)]
+    if negated or done == any(found):  # nothing known, or one contradicts the other
+        return None
+    return "completed" if done else "interrupted" if found[0] else "running"
+
+
 ALL = ("global_batch_size", "total_batch_size", "effective_batch_size", "total_train_batch_size")
 """Sequences of a step, on all devices and with accumulation."""
 EACH = ("per_device_train_batch_size", "micro_batch_size", "device_batch_size", "train_micro_batch_size_per_gpu")
@@ -353,11 +381,29 @@ def status_of(facts: Mapping[str, Any]) -> Status | None:
     >>> status_of({"state": "crashed"}), status_of({"state": "Finished"}), status_of({"finished": "no"}), status_of({})
     ('interrupted', 'completed', 'interrupted', None)
     """
-    told = {name: str(facts[name]).strip().lower() for name in NO_END if name in facts}
-    if any(word in NO_END[name] for name, word in told.items()):
-        return "running" if any(word in _UNDER_WAY for word in told.values()) else "interrupted"
-    ends = (*_ENDED, *(_YES if told.keys() & {"finished", "completed"} else ()))
-    return "completed" if any(word in ends for word in told.values()) else None
+    told = {end_of(name, str(facts[name])) for name in NO_END if name in facts}
+    if "interrupted" in told or "running" in told:
+        return "running" if "running" in told else "interrupted"
+    return "completed" if "completed" in told else None
+
+
+def unknown_states(rows: Iterable[Mapping[str, str]]) -> list[str]:
+    """Cells of columns of states that do not tell whether a run came to its end, a line for each column, for people.
+
+    >>> unknown_states([{"status": "finished"}, {"status": "good"}, {"status": ""}])
+    ["column 'status' does not say whether runs finished ('good' of 1 run): they count as finished"]
+    """
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for name, cell in row.items():
+            fact = _plain(name)
+            if fact in ("status", "state") and not is_blank(cell) and end_of(fact, cell) is None:
+                found.setdefault(name, []).append(cell.strip()[:40])
+    return [
+        f"column {name!r} does not say whether runs finished ({', '.join(map(repr, list(dict.fromkeys(cells))[:3]))} "
+        f"of {len(cells)} run{'s' * (len(cells) > 1)}): they count as finished"
+        for name, cells in found.items()
+    ]
 
 
 def settings_of(facts: Mapping[str, str]) -> dict[str, Any]:

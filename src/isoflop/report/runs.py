@@ -44,7 +44,7 @@ def read_record(path: str) -> tuple[Run, bool]:
 
 @dataclass(frozen=True)
 class Sources:
-    """Runs of records, oldest first, and rows of tables, each a finished run."""
+    """Runs of records, oldest first, and rows of tables, each the end of a run."""
 
     runs: tuple[Run, ...] = ()
     rows: tuple[RunEnd, ...] = ()
@@ -85,6 +85,9 @@ def read_sources(
             if path in tables:
                 table = read_table([path], wanted, named, where)
                 rows += ends_of_table(table.columns, table.rows, table.labels)
+                rows += [
+                    RunEnd(name, left_out=why) for name, _, why in (text.partition(": ") for text in table.left_out)
+                ]
                 taken |= table.taken
             else:
                 for file in record_files((path,), problems.append):

@@ -120,7 +120,8 @@ def _law(study: Study, trust: Trust) -> str:
         "nats per token"
     )
     if not trust.describes and not isinstance(trust.held, str) and not trust.held.fails:
-        return f"{runs} are fitted by {law}, which does not describe them: do not rely on it."
+        described = "which does not describe them, or they are noisier than usual: do not rely on it"
+        return f"{runs} are fitted by {law}, {described}."
     if trust.predicts is None:
         why = (
             "not tested on larger runs" if isinstance(trust.held, str) else "its test on the larger runs leaves it open"
