@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from isoflop.cli import app
 from isoflop.figures import RunEnd, ends_of_table, study
+from isoflop.fit.plan import plan
 from isoflop.report import Report, make_report, read_sources, run_rows
 from isoflop.report.page import render
 from isoflop.report.runs import facts, latest_advice, recorded_advice
@@ -296,3 +297,24 @@ def test_runs_under_way_without_a_forecast_share_a_line():
     says = headline(study(runs), None).says
     (line,) = [each for each in says if "is at step" in each]
     assert line.count("is at step") == 3
+
+
+def test_the_best_model_of_the_report_is_that_of_plan(tmp_path: Path) -> None:
+    """Where the smaller runs' law fails on the larger ones too: the interval allows for what it misses."""
+    rng, rows = np.random.default_rng(7), []
+    for C in (1e18, 6e18, 3e19):
+        for part in np.geomspace(0.25, 4, 8):
+            N = (0.34 * 400 / (0.28 * 410)) ** (1 / 0.62) * (C / 6) ** (0.28 / 0.62) * part
+            loss = (1.8 + 400 / N**0.34 + 410 / (C / 6 / N) ** 0.28) * np.exp(0.005 * rng.normal())
+            rows.append((N, C / 6 / N, loss))
+    table = tmp_path / "runs.csv"
+    table.write_text("N,D,loss\n" + "".join(f"{n},{d},{loss}\n" for n, d, loss in rows))
+    report = make_report(read_sources([table]))
+    own = {name: np.array(column) for name, column in zip(("N", "D", "loss"), zip(*rows, strict=True), strict=True)}
+    says = report.headline.says[-1]
+    near = says.startswith("At the largest")
+    answer = plan(float(report.study.C.max()) * (1 if near else 10), own=own, level=0.9)
+    assert answer.L is not None
+    low, high = answer.intervals["loss"]
+    assert f"with a loss of {answer.L:.3f} ({low:.3f} to {high:.3f})" in says
+    assert any("fails on the larger ones" in doubt for doubt in answer.doubts)

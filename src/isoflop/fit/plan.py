@@ -34,7 +34,7 @@ from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.profiles import profile_minima
 from isoflop.fit.robust import describe_misfit, describe_outliers, explaining, far_runs, kept_rows, scatter
 from isoflop.fit.runs import check_runs, describe_rate, implausible
-from isoflop.fit.trust import LeftOut, describe_open, trust_of
+from isoflop.fit.trust import describe_open, trust_of
 from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Convention, Law, understated
 from isoflop.laws.frontier import Allocation, interval, short
@@ -356,9 +356,7 @@ def _by_runs(
         rate=TRAINING_FLOPS if poor else rate,
         rows=own_rows,
         doubts=doubts,
-        missed=trust.held.error / max(math.log(trust.held.reach), 1.0)
-        if isinstance(trust.held, LeftOut) and not trust.held.passed
-        else 0.0,
+        missed=trust.missed,
         no_loss="no loss is stated, for your runs scatter too far about one law" if poor else "",
         minima=found.minima if found is not None else (),
         notes=(

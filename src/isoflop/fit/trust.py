@@ -188,6 +188,12 @@ class Trust:
         return None if isinstance(self.held, str) else self.held.trusted and self.describes
 
     @property
+    def missed(self) -> float:
+        """What the posterior of the smaller runs misses of the larger ones, ln L per e-fold of compute; 0: nothing."""
+        held = self.held
+        return held.error / max(math.log(held.reach), 1.0) if isinstance(held, LeftOut) and held.fails else 0.0
+
+    @property
     def doubts(self) -> tuple[str, ...]:
         """In a few words each, the worst first."""
         said = []

@@ -187,7 +187,12 @@ def _next(study: Study, own: Posterior, near: bool) -> str:
     sizes, line = np.exp(own.log_sizes(C)), own.line(C)
     best = float(np.median(sizes))
     data = float(line.tokens(best))
-    loss, between, _ = expected_loss(best, data, own, study.level)
+    N, D, L = (study.columns[name] for name in ("N", "D", "loss"))
+    trust = trust_of((study.C, N, D, L), None, own, asked=C)
+    loss, between, _ = expected_loss(best, data, own, study.level, trust.missed)
+    planned = "as `isoflop plan --runs` gives it for any budget"
+    if not trust.describes:
+        planned = "where `isoflop plan --runs` takes the published size, for the runs scatter too far about one law"
     law = approach_3(study.law, study.level, study.rate)
     (law_N, law_D), ends = law.allocate(C), law.allocate_intervals(C)
     at = (
@@ -201,8 +206,8 @@ def _next(study: Study, own: Posterior, near: bool) -> str:
     return (
         f"{at} the best is a model of {short(best)} parameters{_within(between_N, short)} on "
         f"{short(data)} tokens{_within(interval(line.tokens(sizes), study.level), short)}, with a loss of {loss:.3f}"
-        f"{_within(between, '{:.3f}'.format)}: the posterior's answer, as `isoflop plan --runs` gives it for any "
-        f"budget. The law alone (approach 3) says {short(law_N)}{_within(ends and ends[0], short)} on {short(law_D)}"
+        f"{_within(between, '{:.3f}'.format)}: the posterior's answer, {planned}. "
+        f"The law alone (approach 3) says {short(law_N)}{_within(ends and ends[0], short)} on {short(law_D)}"
         f"{which}."
     )
 
