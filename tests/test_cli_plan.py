@@ -191,7 +191,7 @@ def test_plan_for_people() -> None:
     assert N.split()[:2] == ["N", "73.2B"] and D.split()[:2] == ["D", "1.31T"] and "80%" in N
     assert loss.startswith("loss ") and flops.split()[:2] == ["FLOPs", "5.76e+23"]
     # 5.76e23 / (989.4e12 × .4 × 3600 s) = 404,285.4 hours
-    assert cost.startswith("cost: 404,285 GPU-hours, $1,010,714 (NVIDIA H100 SXM")
+    assert cost.startswith("cost of this optimum: 404,285 GPU-hours, $1,010,714 (NVIDIA H100 SXM")
     assert "\nby: our fit to 240 of Hoffmann" in said and "\n    " in said, "long lines break between words"
     rows = {line.split("  ")[0]: line.split() for line in said[said.index("\nothers") :].splitlines()}
     assert rows["besiroglu2024"][1:] == ["72.2B", "1.33T", "18.4", "1.974", "total"]
@@ -253,7 +253,7 @@ def test_plan_by_dollars_and_hours() -> None:
     assert hours["flops"] == pytest.approx(flops / 2, rel=1e-12), "names as the refusal lists them are taken"
     assert hours["gpu_hours"] == pytest.approx(4e6) and hours["usd"] is None
     said = shown("plan", "--gpu-hours", "0.5", "--gpu", "h100")
-    assert "cost: 0.5 GPU-hours (NVIDIA H100 SXM: 989.4 TFLOP/s peak, MFU 40%)" in " ".join(said.split())
+    assert "cost of this optimum: 0.5 GPU-hours (NVIDIA H100 SXM: 989.4 TFLOP/s peak, MFU 40%" in " ".join(said.split())
 
 
 # -- plan: own runs --------------------------------------------------------------------------------------------------
@@ -406,6 +406,29 @@ def test_compare() -> None:
     wide = read("compare", *THREE, "--level", "0.95")
     assert wide["level"] == 0.95
     assert wide["options"][0]["interval"][0] < found["options"][0]["interval"][0]
+
+
+def test_compare_says_what_its_intervals_leave_out() -> None:
+    alone, repeats = "law's constants alone", "Muennighoff et al. 2023"
+    assert alone in " ".join(shown("compare", *THREE).split())
+    (warning,) = read("compare", *THREE)["warnings"]
+    assert alone in warning
+    assert read("compare", *THREE, "--law", "hoffmann2022-approach3")["warnings"] == [], "no interval, nothing left out"
+    assert repeats not in shown("compare", *THREE, "--unique-tokens", "300B"), "nothing repeats"
+    found = read("compare", *THREE, "--unique-tokens", "299B", warned=True)["warnings"]
+    assert len(found) == 2 and repeats in found[0] and "no interval here includes that" in found[0]
+
+
+def test_plan_says_what_attention_takes_of_fixed_tokens_and_whose_the_cost_is() -> None:
+    asked = ("plan", "--flops", "1e21", "--tokens", "50B", "--gpu", "h100")
+    said, found = " ".join(shown(*asked).split()), read(*asked)
+    assert found["recipe"]["D"] == found["D"] and found["recipe"]["N"] < found["N"]
+    assert "and is smaller because attention takes" in said and "has fewer tokens" not in said
+    assert "has fewer tokens because attention takes" in " ".join(shown("plan", "--flops", "1e21").split())
+    assert "cost of this optimum: " in said
+    hours = found["recipe"]["gpu_hours"]
+    assert found["gpu_hours"] == pytest.approx(1e21 / (H100 * 0.4) / 3600)
+    assert f"{hours:,.0f} hours on one" in said
 
 
 def test_compare_by_a_law_by_hand() -> None:

@@ -203,3 +203,11 @@ def test_batches_leave_steps_and_are_near_the_rule(tokens: float):
 def test_warm_up_ends_before_the_run(steps: int):
     assert 1 <= warmup_of(steps) < steps
     assert warmup_of(steps) <= 2000
+
+
+def test_an_unknown_family_names_what_every_command_can_do(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "mamba"}))
+    with pytest.raises(ValueError, match="--seq, or copy your sizes and vocab_size into a") as error:
+        family_of(path)
+    assert "--vocab" not in str(error.value), "`isoflop plan` has none"

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 
 DEFAULT_LAW = "chinchilla-refit"
+CONSTANTS_ALONE = (
+    "the losses' intervals include the uncertainty of the law's constants alone, not a run's noise nor other data and "
+    "recipes; those of `isoflop plan` may include more and be wider"
+)
 
 
 @common.together
@@ -48,6 +52,7 @@ def compare(
     With --runs these decide, as in `isoflop plan`.
     """
     from isoflop.fit.options import compare_options
+    from isoflop.laws.frontier import REPEATED
     from isoflop.laws.papers import published
 
     warnings: Sequence[str] = ()
@@ -91,12 +96,17 @@ def compare(
         compared = compare_options(
             options, chosen, inference_tokens=inference_tokens, unique_tokens=unique_tokens, level=level
         )
+        if unique_tokens is not None and any(unique_tokens < row.option.D for row in compared.rows):
+            warnings = (*warnings, REPEATED)
+        alone = own is None and any(row.interval for row in compared.rows)
     for warning in warnings:
         tell("compare", warning)
     if as_json:
-        print_json({**as_object(compared, cost), "warnings": list(warnings)})
+        print_json({**as_object(compared, cost), "warnings": [*warnings, *([CONSTANTS_ALONE] if alone else [])]})
     else:
         _print(compared, cost, own is not None)
+        if alone:
+            say(CONSTANTS_ALONE)
         if own is None:
             tokenizer = f" ({chosen.tokenizer})" if chosen.tokenizer else ""
             say(f"losses are those of that paper's corpus and tokenizer{tokenizer}; on yours all of them may shift")

@@ -47,7 +47,7 @@ def plan(
         str, typer.Option(help="Family of the configuration: gpt2, llama, or a Hugging Face config.json.")
     ] = "llama",
     seq: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per sequence; default: the family's, at most 4096 of a file's.")
+        int | None, typer.Option(min=1, help="Tokens per sequence; default: the family's, at most 8192 of a file's.")
     ] = None,
     level: common.Level = 0.8,
     as_json: common.AsJson = False,
@@ -125,7 +125,8 @@ def plan(
         if recipe is None:
             tell("plan", f"no recipe: {model} has no configuration of about {answer.N:.3g} parameters")
     if as_json:
-        print_json(as_object(answer, cost) | {"recipe": None if recipe is None else recipe_as_object(recipe, answer)})
+        of_recipe = None if recipe is None else recipe_as_object(recipe, answer, cost)
+        print_json(as_object(answer, cost) | {"recipe": of_recipe})
         return
     if recipe is not None:
         _print_recipe(recipe, answer, cost, count)
@@ -143,8 +144,8 @@ def _own_settings(own: Table, answer: Plan) -> dict[str, tuple[float, float] | N
     }
 
 
-def recipe_as_object(recipe: TrainingRecipe, answer: Plan) -> dict[str, Any]:
-    """What `--json` prints of it; the loss is that of its own N and D."""
+def recipe_as_object(recipe: TrainingRecipe, answer: Plan, cost: Price | None = None) -> dict[str, Any]:
+    """What `--json` prints of it; loss and price are those of its own N and D."""
     loss, between, _ = answer.loss_at(recipe.counted, recipe.tokens)
     names = {
         "D": "tokens",
@@ -158,6 +159,7 @@ def recipe_as_object(recipe: TrainingRecipe, answer: Plan) -> dict[str, Any]:
         **picked(recipe, "N batch_range steps weight_decay timescale optimizer", total_parameters="total", **names),
         "L": loss,
         "L_interval": None if between is None else list(map(finite, between)),
+        **common.price_object(cost, recipe.flops),
     }
 
 
@@ -285,13 +287,14 @@ def _print(answer: Plan, cost: Price | None, recipe: TrainingRecipe | None) -> N
     from isoflop.fit.alternatives import table_of
 
     if recipe is not None:
+        fewer, smaller = recipe.tokens < 0.999 * answer.D, recipe.counted < answer.N
+        why = "and has fewer tokens because" if fewer else "and is smaller because" if smaller else "where"
         say(
             "the law's own optimum. The model above is the nearest real configuration, "
             + (
                 f"at the {recipe.flops_per_token / recipe.counted:.2g} FLOPs per parameter and token of your runs:"
                 if recipe.flops_per_token > recipe.shape.flops_per_token
-                else f"and has fewer tokens because attention takes {recipe.attention:.0%} of its FLOPs, which 6·N·D "
-                "does not count:"
+                else f"{why} attention takes {recipe.attention:.0%} of its FLOPs, which 6·N·D does not count:"
             ),
             indent=0,
         )
@@ -300,7 +303,7 @@ def _print(answer: Plan, cost: Price | None, recipe: TrainingRecipe | None) -> N
         say(f"doubt: {doubt}")
     for what, each in (("", answer.flops), ("to serve, ", answer.inference_flops)):
         if each and (sentence := common.describe_cost(cost, each)) is not None:
-            say(f"cost: {what}{sentence}")
+            say(f"cost{'' if recipe is None else ' of this optimum'}: {what}{sentence}")
     say(f"by: {answer.method}")
     if recipe is not None:
         say(

@@ -185,7 +185,7 @@ def recipe_of(
         shape=shape,
         flops_per_token=each,
         N=shape.N + of_width * (top_k * width - shape.mlp_width),
-        total=shape.N + of_width * (experts * width - shape.mlp_width),
+        total=float(shape.parameters["total"]) + of_width * (experts * width - shape.mlp_width),
         tokens=D,
         batch=tokens_a_step,
         steps=steps,

@@ -219,7 +219,7 @@ def _from_config(found: Mapping[str, Any], vocab_size: int | None, sequence_leng
         raise ValueError(
             f"--model: expected a configuration of {', '.join(('gpt2', *LLAMA_LIKE))}, whose other sizes have a closed "
             f"form, got model_type {kind!r}: take the nearest known family (--model {' or '.join(KNOWN)}) with your "
-            "--vocab and --seq"
+            "--seq, or copy your sizes and vocab_size into a config.json of one of these"
         )
     gpt2 = kind == "gpt2"
     names = HF_NAMES["gpt2" if gpt2 else "llama"]
