@@ -36,7 +36,7 @@ from isoflop.logs.files import (
     json_object,
     mixed_marks,
 )
-from isoflop.logs.names import DATA, EPOCHS, EXPERTS, UNIQUE, Kind, end_of, fact_of, kind_of, role_of
+from isoflop.logs.names import DATA, EPOCHS, EXPERTS, UNIQUE, Kind, end_of, fact_of, factor_of, kind_of, role_of
 from isoflop.logs.table import PARQUET, parquet_rows
 from isoflop.record.lines import Problems
 from isoflop.record.run import Point, Run, common_n
@@ -93,7 +93,7 @@ def unit_of(name: str) -> tuple[str, float]:
     if found and (factor := FLOPS_OF_UNITS.get(re.sub(r"[\W_]+", "", found[2]).lower())):
         return found[1], factor
     role = role_of(name)
-    return name, 1.0 if role is None else math.log(2) if role.unit == "bits" else role.factor
+    return name, math.log(2) if role is not None and role.unit == "bits" else factor_of(name)
 
 
 def guessed(what: str, present: Sequence[str]) -> str | None:

@@ -152,7 +152,7 @@ def kind_of(name: str) -> Kind | None:
 def factor_of(name: str) -> float:
     """What one of a count is by the name of its column."""
     role = role_of(name)
-    return 1.0 if role is None else role.factor
+    return unit_of(words(name))[0] if role is None else role.factor
 
 
 @functools.lru_cache(maxsize=10_000)
