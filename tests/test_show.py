@@ -171,7 +171,7 @@ def test_an_interval_survives_a_checkpoint():
 
 
 def test_the_line_in_the_documentation():
-    assert doctest.testmod(terminal) == (0, 3)
+    assert doctest.testmod(terminal) == (0, 4)
 
 
 @pytest.mark.parametrize(

@@ -92,8 +92,10 @@ def unit_of(name: str) -> tuple[str, float]:
     found = found or re.fullmatch(r"(.*[^\W_])[_ ]((?:pf|pflops?|petaflops?)[_ -]?days?|[A-Za-z]+flops?)", name, re.I)
     if found and (factor := FLOPS_OF_UNITS.get(re.sub(r"[\W_]+", "", found[2]).lower())):
         return found[1], factor
-    role = role_of(name)
-    return name, math.log(2) if role is not None and role.unit == "bits" else factor_of(name)
+    role, factor = role_of(name), factor_of(name)
+    if role is None and factor != 1.0 and found:  # `unique_tokens (B)`
+        return found[1], factor
+    return name, math.log(2) if role is not None and role.unit == "bits" else factor
 
 
 def guessed(what: str, present: Sequence[str]) -> str | None:

@@ -115,7 +115,8 @@ class Recorder(Part):
             if self._run.task != self._task:
                 self._task = self._run.task
                 self._log.event("update", task=self._task.as_dict())
-            self._write_advice(step)
+            if step.advice:
+                self._write_advice(step)
             if step.counting != self._counting:
                 self._counting = step.counting
                 self._log.event("update", counting=step.counting)
