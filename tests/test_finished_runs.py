@@ -105,6 +105,34 @@ def test_a_run_that_stopped_is_called_so_everywhere(tmp_path: Path) -> None:
     }
 
 
+def test_a_stopped_run_whose_loss_rose_is_left_out_by_both(tmp_path: Path) -> None:
+    log(tmp_path / "logs" / "whole.jsonl", 1e7)
+    log(tmp_path / "logs" / "risen.jsonl", 2e7, until=0.8, rise=3.0)
+    shown = run("import", tmp_path / "logs", "-o", tmp_path / "runs").stdout
+    (rise,) = re.findall(r"risen: (its training loss ended at \S+, after \S+ at step \S+)", shown)
+    why = f"it ended at step 4,880 of 6,104 planned; {rise}"
+    assert json.loads(run("rank", tmp_path / "runs", "--json").stdout)["silent"] == {"risen": why}
+    assert f"left out: risen: {why}" in run("fit", tmp_path / "runs", "--json", "--draws", 20, code=1).stderr
+    assert dict(study_of(read_sources([tmp_path / "runs"])).uncounted) == {why: ["risen"]}
+
+
+def test_rank_of_finished_runs_of_no_known_plan_tells_of_none(tmp_path: Path) -> None:
+    """Their rates may move: nobody gave the plan that they would leave; that evaluations differ in name is named."""
+    for name, evaluation in (("one", "val_loss"), ("two", "eval_loss")):
+        path = log(tmp_path / "logs" / f"{name}.jsonl", 1e7, evaluation=evaluation)
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for place, row in enumerate(rows[1:]):
+            row["lr"] = 1e-3 * (0.4 + 0.6 * ((place * 7) % 11) / 10)  # of no kind of plan
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run("import", tmp_path / "logs", "-o", tmp_path / "runs")
+    ranked = run("rank", tmp_path / "runs", "--json")
+    assert [each["finished"] for each in json.loads(ranked.stdout)["runs"]] == [True, True]
+    assert "left its plan" not in ranked.stderr
+    (hint,) = re.findall(r"may be one evaluation: (--loss \S+) joins them", ranked.stderr)
+    joined = run("rank", tmp_path / "runs", *shlex.split(hint), "--json")
+    assert json.loads(joined.stdout)["loss"] == hint.removeprefix("--loss ").split("=")[0]
+
+
 def test_a_report_does_not_say_that_a_stopped_run_trains(tmp_path: Path) -> None:
     for i, until in enumerate((1.0, 1.0, 0.5)):
         log(tmp_path / "logs" / f"run{i}.jsonl", 1e7 * (i + 1), until=until)

@@ -144,7 +144,7 @@ def rank(
     """
     from isoflop.figures.text import unique_names
     from isoflop.fit.runs import unfinished
-    from isoflop.fit.sources import common_loss, joined
+    from isoflop.fit.sources import common_loss, describe_alike, joined, loss_names
     from isoflop.forecast import DEFAULT_PRIORS, LossCurve, history_of, learn_priors
     from isoflop.forecast import rank as rank_forecasts
 
@@ -155,6 +155,8 @@ def rank(
         if loss is None:
             over = at is None and not given.published and all(run.status != "running" for run in given.records)
             loss = common_loss(given.records) if over else "train"
+            if over and (alike := describe_alike(map(loss_names, given.records), loss)):
+                tell("rank", alike)
         given.records, of_all = joined(given.records, loss)
         loss = of_all or "train"
         priors = DEFAULT_PRIORS
@@ -181,7 +183,7 @@ def rank(
         silent: dict[str, str] = {}
         every: list[LossCurve | Run] = [*given.published, *given.records]
         for name, run in zip(names, every, strict=True):
-            early = run.stopped_early if isinstance(run, LossCurve) else run.stopped
+            early = run.stopped_early if isinstance(run, LossCurve) else run.stopped and run.not_ended
             stopped |= {name: early} if early and at is None else {}
             finished[name] = at is None and not (early if isinstance(run, LossCurve) else unfinished(run, loss))
             ending = _ending(run, finished[name], priors, at, loss)
@@ -248,7 +250,8 @@ def _ending(
         known = np.isfinite(values) & (columns.step > 0)
         if not known.any():
             return str(reason)
-        table = (columns.step[known], columns.tokens[known], columns.lr[known], values[known])
+        rates = np.full(known.sum(), np.nan)  # no plan of them is known, so that none has left it
+        table = (columns.step[known], columns.tokens[known], rates, values[known])
         curve = LossCurve(*table, LrPlan.constant(int(columns.step[-1]), 1.0), loss_name=loss)
     if not finished:
         until = math.inf if at is None else at * curve.total_steps
@@ -279,7 +282,9 @@ def _final_losses(ended: Mapping[str, LossCurve]) -> dict[str, Forecast]:
             sd = together if telling >= FEWEST_TELLING else UNKNOWN_NOISE * curve.final
             guessed += [name] if telling < FEWEST_TELLING else []
         if curve.not_of_plan:
-            tell("rank", f"{name}: {curve.not_of_plan}; its loss at its last step, {curve.steps[-1]:,.0f}, is shown")
+            last = "mean training loss of its last 5% of steps" if curve.loss_name == "train" else "last loss"
+            shown = last if curve.final_loss is None else "stated final loss"
+            tell("rank", f"{name}: {curve.not_of_plan}; its {shown}, up to step {curve.steps[-1]:,.0f}, is shown")
         sd = max(sd, 5e-4 * curve.final)
         found[name] = forecast_of(
             curve.final, sd, level=0.8, step=curve.total_steps, estimator="finished", basis=("its final loss",)

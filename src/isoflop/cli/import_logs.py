@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isoflop.cli.common import AsJson
-from isoflop.console import cell, grid, picked, print_json, reported, screen, tell
+from isoflop.console import by_reason, cell, grid, listed, picked, print_json, reported, screen, tell
 
 if TYPE_CHECKING:
     from isoflop.logs import Imported, ImportResult
@@ -202,6 +202,8 @@ def print_imported(done: Sequence[Done]) -> None:
     for note, runs in notes.most_common(30):
         of = "" if runs == len(done) else f" ({runs} of {len(done)} runs)"
         console.print(f"  {note}{of}", markup=False, soft_wrap=True)
+    for why, names in by_reason((each.one.run.name, each.one.run.rose) for each in done if each.one.run.rose).items():
+        console.print(f"  {listed(names)}: {why}", markup=False, soft_wrap=True)
     counted = ", ".join(f"{many} {action}" for action, many in Counter(each.action for each in done).items())
     fits = any(each.one.run.parameters and each.one.run.points[-1].tokens for each in done)
     command = "fit" if fits else "report"  # which needs neither N nor tokens

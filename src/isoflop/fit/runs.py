@@ -471,7 +471,8 @@ def end_of_curve(curve: RunCurve, loss: str, convention: str, repeats: bool = Fa
     known = np.flatnonzero(curve.known(loss, curve.tokens))
     values = curve.losses.get(loss, np.empty(0))
     fine = known[np.isfinite(values[known])]
-    why = curve.run.not_ended
+    # the run has its last point alone, so that it does not tell whether its loss rose
+    why = "; ".join(filter(None, (curve.run.not_ended, curve.run.stopped and curve.rose)))
     numbers, others = ({name: curve.steps_of(name, is_one) for name in (loss, "train")} for is_one in (True, False))
     broken = _broken(loss, numbers, others)
     last_step = float(curve.step[fine[-1]]) if len(fine) else 0.0

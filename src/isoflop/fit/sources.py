@@ -349,12 +349,14 @@ def describe_alike(names: Iterable[Iterable[str]], loss: str) -> str:
 
     Args:
         names: the losses of each run.
-        loss: the one that is looked at: only where it lacks in a run that has another one of these does it matter.
+        loss: the one that is looked at: it matters where it lacks in a run that has another one of these, or where it is
+            the training loss and each run has one of them.
     """
     of_run = [[*each] for each in names]
     mine = [[name for name in each if name in ALIKE_SETS] for each in of_run]
     counts = Counter(name for each in mine for name in each)
     lost = any(loss not in each and alike for each, alike in zip(of_run, mine, strict=True))
+    lost = lost or (loss == "train" and all(mine))
     if not lost or len(counts) < 2 or any(len(each) > 1 for each in mine):
         return ""
     first, *others = [name for name, _ in counts.most_common()]

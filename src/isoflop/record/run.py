@@ -173,8 +173,10 @@ class Run:
 
     @property
     def not_ended(self) -> str:
-        """Why it did not come to its planned end; "": it did. Whether its loss is a number there is not asked."""
-        return self.stopped or ("it is not finished" if self.status == "running" else "")
+        """Why it did not come to its planned end, and that its loss rose; "": it did, whatever its loss is there."""
+        if self.status == "running":
+            return "it is not finished"
+        return "; ".join(filter(None, (self.stopped, self.rose))) if self.stopped else ""
 
     @property
     def stopped(self) -> str:

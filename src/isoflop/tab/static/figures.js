@@ -74,7 +74,7 @@ class Card {
     this.notes = element('div', {class: 'notes'});
     this.csv = element('button', {type: 'button', class: 'csv', title: 'the points of this figure', onclick: () => this.save()}, 'CSV');
     this.switches = element('div', {class: 'switches', hidden: key !== FIGURE_OF_LOSS});
-    this.x = this.select('against', [['', 'compute, with the fitted frontier'], ['flops', 'FLOPs, measured'], ['6nd', '6·N·D'], ['tokens', 'tokens'], ['step', 'steps'], ['hours', 'training hours']]);
+    this.x = this.select('against', [['', 'compute, with the frontier if fitted'], ['flops', 'FLOPs, measured'], ['6nd', '6·N·D'], ['tokens', 'tokens'], ['step', 'steps'], ['hours', 'training hours']]);
     this.loss = this.select('loss', [['', 'by default'], ...(choice.loss ? [[choice.loss, choice.loss]] : [])]);
     this.smooth = this.select('smooth', [['', 'no'], ...[2, 5, 10, 20].map((percent) => [String(percent / 100), `mean of the last ${percent}% of steps`])], 'smoothing of training losses');
     this.top = element('section', {class: 'card figure'}, this.csv, this.title, this.switches, this.plot, this.reason, this.notes);
