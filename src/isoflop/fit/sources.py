@@ -349,7 +349,7 @@ def describe_alike(names: Iterable[Iterable[str]], loss: str) -> str:
 
     Args:
         names: the losses of each run.
-        loss: the one that is looked at: it matters where it lacks in a run that has another one of these, or where it is
+        loss: the one that is looked at: it matters where a run with another one of these lacks it, or where it is
             the training loss and each run has one of them.
     """
     of_run = [[*each] for each in names]
