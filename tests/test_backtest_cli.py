@@ -272,7 +272,10 @@ def test_rank_says_whose_loss_it_shows_of_a_run_that_left_its_plan(tmp_path: Pat
             line["lr"] = 3e-3
     path.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
     _, out, err = shell("rank", tmp_path, "--json")
-    assert "left: its learning rate left its plan at step 2,020; its loss at its last step, 4,000, is shown" in err
+    assert (
+        "left its plan at step 2,020; shown is its mean training loss over the last 5% of steps, up to step 4,000"
+        in err
+    )
     assert json.loads(out)["runs"][0]["step"] == 4_000
 
 

@@ -282,9 +282,9 @@ def _final_losses(ended: Mapping[str, LossCurve]) -> dict[str, Forecast]:
             sd = together if telling >= FEWEST_TELLING else UNKNOWN_NOISE * curve.final
             guessed += [name] if telling < FEWEST_TELLING else []
         if curve.not_of_plan:
-            last = "mean training loss of its last 5% of steps" if curve.loss_name == "train" else "last loss"
+            last = "mean training loss over the last 5% of steps" if curve.loss_name == "train" else "last loss"
             shown = last if curve.final_loss is None else "stated final loss"
-            tell("rank", f"{name}: {curve.not_of_plan}; its {shown}, up to step {curve.steps[-1]:,.0f}, is shown")
+            tell("rank", f"{name}: {curve.not_of_plan}; shown is its {shown}, up to step {curve.steps[-1]:,.0f}")
         sd = max(sd, 5e-4 * curve.final)
         found[name] = forecast_of(
             curve.final, sd, level=0.8, step=curve.total_steps, estimator="finished", basis=("its final loss",)
