@@ -24,8 +24,8 @@ from trainers import hf_trainer, lightning_module, lightning_trainer
 from workers import forking
 
 TRAINERS = ("plain", "lightning", "transformers")
-ROWS, LONGEST = 2000, 1.0
-"""Rows, of which four make a step; and seconds of training after which the signal comes at the latest."""
+ROWS, LONGEST = 40_000, 1.0
+"""Rows, of which four make a step, enough for many seconds; and after how many the signal comes at the latest."""
 
 
 class Told(TinyLM):

@@ -56,7 +56,8 @@ def passport(run: Run) -> dict[str, Any]:
         hours (training, wall) and device-hours; `device`; `mfu`: model FLOPs over training time, devices and their
         dense peak; `loss` (final by name, `unit`, forecast at half time).
     """
-    last = run.points[-1] if run.points else None
+    last, lost = run.points[-1] if run.points else None, not_a_number(run.points, "train")
+    why = (lost and run.stopped) or unfinished(run)  # which says that a loss is lost, too, but not since when
     devices = run.device.get("world_size")
     hours = last.training_time / 3600 if last is not None and last.training_time is not None else None
     peak, flops = run.device.get("peak_flops"), last.flops if last is not None else None
@@ -69,7 +70,7 @@ def passport(run: Run) -> dict[str, Any]:
         "run_id": run.run_id,
         "name": run.name,
         "status": run.status,
-        "not_finished": "; ".join(filter(None, (unfinished(run), not_a_number(run.points, "train")))) or None,
+        "not_finished": "; ".join(filter(None, (why, lost))) or None,
         "created": run.created,
         "isoflop": run.versions.get("isoflop"),
         "model": run.model.get("class"),
