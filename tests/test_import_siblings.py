@@ -234,6 +234,14 @@ def test_of_ranks_the_first_is_taken(tmp_path: Path) -> None:
     assert len(import_runs([tmp_path]).runs) == 4, "another model's: they are runs"
 
 
+@pytest.mark.parametrize("names", [("gpu0", "gpu1"), ("worker-0", "worker-1"), ("rank4", "rank8")])
+def test_seeds_on_devices_and_ranks_of_adapters_are_runs(names: tuple[str, str], tmp_path: Path) -> None:
+    """Their losses differ by chance alone, too, and nothing says that they are of one run."""
+    dice = random.Random(0)
+    noisy = {f"{name}.log": lines(lambda s: f"step {s} loss {loss(s) + dice.gauss(0, 0.02)}") for name in names}
+    assert len(import_runs([saved(tmp_path, noisy)]).runs) == 2
+
+
 def test_a_run_that_goes_on_in_another_file_is_not_finished(tmp_path: Path) -> None:
     parts = {"slurm-1.out": range(10, 151, 10), "slurm-2.out": range(110, 201, 10)}
     for name, steps in parts.items():

@@ -21,7 +21,7 @@ TELLING = 5  # Equal values at equal steps that are no chance
 MOST_BESIDE = 40  # Logs in a folder, each of which is held against the others
 FEWEST_DECIMALS, MOST_DECIMALS = 2, 9
 MOVES = 20.0  # Range of a curve over its rounding, from which on equal values are no chance
-RANK = re.compile(r"(rank|worker|gpu|proc|process|device|node)([-_ .]?)(\d+)", re.IGNORECASE)
+RANK = re.compile(r"(rank)([-_ .]?)(\d+)", re.IGNORECASE)  # a worker's, a node's or a device's may be a run's seed
 OF_CHANCE = 4.0  # Standard errors by which the losses of two ranks differ at most
 LATE = 3.0  # Intervals between steps beyond which a log does not begin with its run
 NEAR = 0.1  # Relative distance of the losses at which a log ends and its next part begins
@@ -168,7 +168,9 @@ def without_ranks(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
     for several in ranks.values():
         (_, first), *others = sorted(several, key=lambda each: each[0])
         same = [other.source for _, other in others if _differ_by_chance(first, other)]
-        if len(same) == len(others) and same:
+        if (
+            len(same) == len(others) and same and {number for number, _ in several} == {*range(len(several))}
+        ):  # no LoRA's
             left_out[first.source] = same
     gone = {source for sources in left_out.values() for source in sources}
     return tuple(
