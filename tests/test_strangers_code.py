@@ -171,31 +171,24 @@ class Answers(Small):
         except AttributeError:
             if name.startswith("__"):
                 raise
-            return lambda *_, **__: None
+            return self.instead(name)
+
+    def instead(self, name: str) -> Any:
+        return lambda *_, **__: None
 
 
-class Itself(Small):
+class Itself(Answers):
     """… and that is itself: who follows wrappers inwards goes round for ever."""
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name.startswith("__"):
-                raise
-            return self
+    def instead(self, name: str) -> Any:
+        return self
 
 
-class Raises(Small):
+class Raises(Answers):
     """Raises what `hasattr` does not catch."""
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name.startswith("__"):
-                raise
-            raise RuntimeError(name) from None
+    def instead(self, name: str) -> Any:
+        raise RuntimeError(name)
 
 
 class NoCopy(Small):

@@ -20,7 +20,7 @@ import isoflop
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.transformers import IsoFLOPCallback
 from tiny import Rows, TinyLM, batches, model, the_run, weights
-from trainers import hf_trainer, lightning_module, lightning_trainer
+from trainers import hf_trainer, lightning_module, lightning_trainer, plain_loop
 from workers import forking
 
 TRAINERS = ("plain", "lightning", "transformers")
@@ -46,13 +46,7 @@ def train(trainer: str, net: torch.nn.Module, folder: Path, observed: bool, rows
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         monitor = isoflop.Monitor(net, optimizer=optimizer, record_dir=folder, log_every=2) if observed else None
         try:
-            for batch in batches(Rows(rows), 4):
-                loss = net(**batch)["loss"]
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                if monitor is not None:
-                    monitor.step(loss)
+            plain_loop(net, batches(Rows(rows), 4), monitor=monitor, optimizer=optimizer)
         finally:
             if monitor is not None:
                 monitor.close()

@@ -17,19 +17,14 @@ import isoflop
 from isoflop.live import ranks as ranks_of_a_run
 from isoflop.record import read_runs
 from tiny import Rows, TinyLM, batches, same_weights, the_run, weights
+from trainers import plain_loop
 from workers import kill_me, run
 
 STEPS, LOG_EVERY = 6, 3
 
 
 def _train(monitor: isoflop.Monitor | None, net: TinyLM, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    for batch in batches(Rows(4 * STEPS), 4):
-        loss = net(**batch)["loss"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if monitor is not None:
-            monitor.step(loss)
+    plain_loop(net, batches(Rows(4 * STEPS), 4), monitor=monitor, optimizer=optimizer)
     return weights(net)
 
 
