@@ -319,19 +319,54 @@ def test_copies_and_pickles_carry_options_and_counts(tmp_path: Path) -> None:
         assert copy.monitor is None and copy.restored["steps"] == 8
 
 
-def test_a_trainer_that_fails_and_goes_is_an_interrupted_run(tmp_path: Path) -> None:
-    from transformers import TrainerCallback
+class RaisesInAnObservedStep(torch.optim.SGD):
+    """In the step of this number."""
 
-    class Fails(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 5:
-                raise KeyboardInterrupt
+    def __init__(self, net: nn.Module, error: BaseException, at: int) -> None:
+        super().__init__(net.parameters(), lr=0.1)
+        self.error, self.at, self.steps = error, at, 0
 
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, callbacks=[Fails()])
-    gc.collect()
-    run = the_run(tmp_path)
-    assert run.status == "interrupted" and [point.step for point in run.points] == [2, 4, 5]
+    def step(self, closure: Any = None) -> Any:
+        self.steps += 1
+        if self.steps == self.at:
+            raise self.error
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 6])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("of the user's own")])
+def test_an_exception_in_the_optimizers_step(error: BaseException, at: int, tmp_path: Path) -> None:
+    """A notebook keeps the Trainer, and the exception's frames; what trains then is as without isoflop."""
+    net = model()
+    trainer = hf_trainer(net, tmp_path, ROWS, [IsoFLOPCallback()])
+    trainer.optimizer = RaisesInAnObservedStep(net, error, at)
+    with pytest.raises(type(error)) as kept:
+        trainer.train()
+    assert kept.value is error and torch._C._len_torch_dispatch_stack() == 0
+    if at > 1:
+        run = the_run(tmp_path)
+        assert run.status == "interrupted" and run.points[-1].step == at - 1
+
+
+def test_a_batch_size_that_is_searched_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Trainer catches "out of memory", here as the optimizer makes its state, and begins again."""
+    monkeypatch.setattr("accelerate.utils.memory.time", SimpleNamespace(sleep=lambda _: None), raising=False)
+    found, modes = [], []
+    for callbacks in ([IsoFLOPCallback(record_dir=tmp_path / "record")], []):
+        net = model()
+
+        class Searches(transformers.Trainer):
+            def create_optimizer(self, *_: Any) -> Any:
+                modes.append(torch._C._len_torch_dispatch_stack())
+                at = 1 if self._train_batch_size > 5 else 0
+                self.optimizer = RaisesInAnObservedStep(self.model, RuntimeError("CUDA out of memory."), at)
+                return self.optimizer
+
+        arguments = hf_arguments(tmp_path / "out", auto_find_batch_size=True)
+        Searches(net, arguments, train_dataset=ROWS, callbacks=callbacks).train()
+        found.append(weights(net))
+    assert same_weights(*found) and not any(modes) and len(modes) > 2
+    assert totals(the_run(tmp_path / "record")) == ROWS.totals()
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])

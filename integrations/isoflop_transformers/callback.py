@@ -10,15 +10,16 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 
-from isoflop.flops.calls import watch
+from isoflop.flops.calls import put, watch
 from isoflop.flops.totals import sum_over_ranks, world_size
 from isoflop.guard import Guard, attempt, declare, hook
 from isoflop.live.monitor import SETTLING, Monitor
@@ -75,9 +76,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """The plan is known and a checkpoint is loaded."""
         self.guard.aside.clear()
-        self._unwatch()
-        if self._unended is not None:
-            self._unended()  # a run that was interrupted: the Trainer has no hook for that
+        self.interrupted()
         name = type(self).__name__
         stored = state.stateful_callbacks.get(name)
         # without an entry the Trainer's next save raises a KeyError when the checkpoint it resumed had none
@@ -105,7 +104,6 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
                 "log_every= for more"
             )
         if monitor.options.noise_scale == "split":
-            self._unsplit()
             if trainer is None:
                 monitor.noise.refuse(NO_TRAINER)
             else:
@@ -122,6 +120,13 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         self._unsplit()
         if self.monitor is not None:
             self.monitor.finish()
+
+    def interrupted(self) -> None:
+        """Training has ended in an exception, or another one begins."""
+        self._unwatch()
+        self._unsplit()
+        if self._unended is not None:
+            self._unended()
 
     def _go_before_reporters(self, handler: Any) -> None:
         """Let what reports get our scalars with the trainer's own log, and what prints that log leave them out.
@@ -306,6 +311,25 @@ def _nothing() -> None:
     """Stands for what is to be undone where nothing was done."""
 
 
+def _telling_its_end(loop: Any) -> Any:
+    """The Trainer has no hook for an exception, its own search for a batch size catches some, and so does a notebook."""
+
+    @wraps(loop)
+    def _inner_training_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return loop(self, *args, **kwargs)
+        except BaseException:  # also Ctrl-C; raised on
+            for callback in getattr(getattr(self, "callback_handler", None), "callbacks", ()):
+                if isinstance(callback, IsoFLOPCallback):
+                    attempt(callback.interrupted)
+            raise
+
+    return _inner_training_loop
+
+
+put(Trainer, "_inner_training_loop", _telling_its_end)
+
+
 def _interrupt(monitor: Monitor, process: int) -> None:
     """End an abandoned run; a forked child has its parent's exit functions."""
     if os.getpid() == process:
@@ -317,11 +341,10 @@ def _interrupt(monitor: Monitor, process: int) -> None:
 
 def find_trainer() -> Any:
     """The Trainer that calls us: a callback is not given it. None where there is none."""
-    trainer = sys.modules["transformers"].Trainer
     frame = sys._getframe()
     while frame is not None:
         owner = frame.f_locals.get("self")
-        if isinstance(owner, trainer):
+        if isinstance(owner, Trainer):
             return owner
         frame = frame.f_back  # type: ignore[assignment]
     return None
