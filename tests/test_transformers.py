@@ -226,8 +226,6 @@ def test_a_resumed_run_goes_on(restores: bool, tmp_path: Path, caplog: pytest.Lo
 
     with pytest.raises(Interrupt):
         train(tmp_path, callbacks=[Stop()], **options)
-    import gc
-
     gc.collect()  # in a new process the interrupted run's record would be nobody's
     run = train(tmp_path, resume=True, **options)
     assert totals(run) == ROWS.totals()

@@ -312,7 +312,7 @@ def _nothing() -> None:
 
 
 def _telling_its_end(loop: Any) -> Any:
-    """The Trainer has no hook for an exception, its own search for a batch size catches some, and so does a notebook."""
+    """The Trainer has no hook for an exception, which its search for a batch size may catch, or a notebook."""
 
     @wraps(loop)
     def _inner_training_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
