@@ -227,7 +227,7 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     ],
     "the terminal's line": [(loop, "isoflop.live.sinks.interval_line")],
     "starting": [(loop, "isoflop.flops.totals.Clock.start")],
-    "seeing the model": [(loop, "isoflop.flops.batch_tokens.looks_integers_up")],
+    "seeing the model": [(loop, "isoflop.flops.batch_tokens.tables_of")],
     "counting the batch": [
         (loop, "isoflop.flops.batch_tokens.find_sequences"),
         (lightning_run, "isoflop.flops.step.signature"),

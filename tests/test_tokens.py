@@ -10,10 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import isoflop
 from isoflop.flops import StepObserver, TokenCount, count_tokens
 from isoflop.flops.step import MAX_WAITING
+from isoflop.flops.tokens import tables_of
 from tiny import TinyLM
 
 IDS = torch.arange(12).reshape(3, 4)
@@ -89,7 +91,16 @@ def test_what_holds_no_tokens_is_unknown(batch: Any):
 
 
 def test_a_model_without_a_table_looks_no_integers_up():
-    assert count_tokens({"x": IDS, "y": LABELS}, embeds=False) is None
+    assert count_tokens({"x": IDS, "y": LABELS}, tables=0) is None
+
+
+@pytest.mark.parametrize(("columns", "tables", "tokens"), [(6, 6, None), (2, 4, None), (6, 2, 192), (2, 1, 64)])
+def test_columns_of_a_table_are_looked_up_each_in_its_own(columns: int, tables: int, tokens: int | None):
+    rows = torch.zeros(32, columns, dtype=torch.int64)
+    net = nn.ModuleList(nn.Embedding(10, 4) for _ in range(tables))
+    for batch in (rows, (rows, torch.zeros(32)), {"x": rows}):
+        counted = count_tokens(batch, tables=tables_of(net))
+        assert (None if counted is None else counted.processed) == tokens
 
 
 def test_labels_that_the_model_shifts():

@@ -27,10 +27,10 @@ from isoflop.flops.tokens import (
     describe_batch,
     example_for,
     find_sequences,
-    looks_integers_up,
     looks_like_tokens,
     resized,
     shifts_labels,
+    tables_of,
 )
 
 
@@ -67,7 +67,7 @@ class BatchTokens:
         """By a function of the user's."""
         self._tokens_fn, self._say, self._said = tokens_fn, say, False
         self._shifted = model is not None and shifts_labels(model)
-        self._embeds = model is None or looks_integers_up(model)
+        self._tables = 1 if model is None else tables_of(model)
         self._argument_names: dict[type, list[str]] = {}
         self._calls: list[_Call] = []
         self._batch: tuple[Any, list[Sequences]] | None = None
@@ -83,7 +83,7 @@ class BatchTokens:
         """The sequences of a batch; none: they are not to be seen, or a function of the user's counts them."""
         if self._tokens_fn is not None:
             return []
-        found = find_sequences(batch, self._shifted, self._embeds)
+        found = find_sequences(batch, self._shifted, self._tables)
         if not self._computed:
             return found
         key = signature(batch) if key is None else key
@@ -125,7 +125,7 @@ class BatchTokens:
         batch: dict[str, Any] = {**dict(zip(names, args, strict=False)), **kwargs}
         if "mask" in batch:
             batch.setdefault("attention_mask", batch["mask"])
-        if args and self._tokens_fn is None and self._embeds and looks_like_tokens(args[0]):
+        if args and self._tokens_fn is None and looks_like_tokens(args[0], self._tables):
             batch.setdefault("input_ids", args[0])
         return batch
 
@@ -156,7 +156,7 @@ class BatchTokens:
         if self._batch is None:
             return
         if outermost:
-            found = find_sequences(self.named(module, args, kwargs), self._shifted, self._embeds)
+            found = find_sequences(self.named(module, args, kwargs), self._shifted, self._tables)
             integers = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
             shapes = [leaf.shape for leaf in integers if not leaf.is_floating_point()]
             self._calls.append(_Call(id(module), found, shapes))

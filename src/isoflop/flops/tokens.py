@@ -48,7 +48,7 @@ class Sequences(NamedTuple):
     shifted: bool = False  # the first label of a row is no target, for the model shifts them itself
 
 
-def find_sequences(batch: Any, shifted_labels: bool = False, embeds: bool = True) -> list[Sequences]:
+def find_sequences(batch: Any, shifted_labels: bool = False, tables: int = 1) -> list[Sequences]:
     """Token sequences of a batch; none: there are no tokens to be seen (images, ids of a table's rows, another layout).
 
     Args:
@@ -60,29 +60,30 @@ def find_sequences(batch: Any, shifted_labels: bool = False, embeds: bool = True
             mappings, tuples and lists of these, whose tokens are summed (Lightning's CombinedLoader).
         shifted_labels: the model shifts the labels itself (Hugging Face's causal models): the first label of a
             sequence is then no target.
-        embeds: the model looks integers up in a table (`looks_integers_up`); else those without a name are no tokens.
+        tables: in so many does the model look integers up (`tables_of`). Where there is none, or one for each column
+            (or two: users and items in a factorization and in a net), those without a name are no tokens.
     """
     if isinstance(batch, Mapping):
         named = [_find_named(batch, prefix, shifted_labels) for prefix in _prefixes(tuple(batch))]
         found = [each for each in named if each is not None]
-        if not found and embeds and (alike := _find_alike(batch)) is not None:
+        if not found and (alike := _find_alike(batch, tables)) is not None:
             found = [alike]
-        return found or _find_nested(batch.values(), shifted_labels, embeds)
+        return found or _find_nested(batch.values(), shifted_labels, tables)
     if isinstance(batch, list | tuple) and batch:
         if isinstance(batch[0], Mapping | list | tuple):
-            return _find_nested(batch, shifted_labels, embeds)
+            return _find_nested(batch, shifted_labels, tables)
         tokens = batch[0]
-        if not (embeds and looks_like_tokens(tokens)) or tokens.dim() < 2 <= len(batch):
+        if not looks_like_tokens(tokens, tables) or tokens.dim() < 2 <= len(batch):
             return []  # one number a sample is a class, or the row of a table (users and items)
         labels = batch[1] if len(batch) == 2 else None  # of three the second may be a mask
         aligned = _holds_tokens(labels) and labels.shape == tokens.shape
         return [Sequences(tokens.numel(), None, labels if aligned else None)]
-    return [Sequences(batch.numel())] if embeds and looks_like_tokens(batch) else []
+    return [Sequences(batch.numel())] if looks_like_tokens(batch, tables) else []
 
 
-def count_tokens(batch: Any, shifted_labels: bool = False, embeds: bool = True) -> TokenCount | None:
+def count_tokens(batch: Any, shifted_labels: bool = False, tables: int = 1) -> TokenCount | None:
     """Count the tokens of a batch (see `find_sequences`); None: there are none to be seen."""
-    return count_sequences(find_sequences(batch, shifted_labels, embeds))
+    return count_sequences(find_sequences(batch, shifted_labels, tables))
 
 
 def count_sequences(found: Sequence[Sequences]) -> TokenCount | None:
@@ -171,21 +172,20 @@ def _copied(places: Places, tensor: torch.Tensor) -> list[Sequences]:
     return [Sequences(n, parts[0] if mask else None, parts[-1] if labels else None, shifted)]
 
 
-def looks_integers_up(model: nn.Module) -> bool:
-    """True if a model may look integers up: it has an embedding, or a matrix of its own beside torch's layers.
+def tables_of(model: nn.Module) -> int:
+    """In how many tables a model may look integers up: its embeddings; 1: a matrix of its own beside torch's layers.
 
     So may one without any parameters, whose weights are kept elsewhere.
     """
     if next(model.parameters(), None) is None:
-        return True
+        return 1
+    tables, matrix = 0, False
     for module in model.modules():
         scripted = isinstance(module, torch.jit.ScriptModule) and module.original_name
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) or scripted in ("Embedding", "EmbeddingBag"):
-            return True
+        tables += isinstance(module, nn.Embedding | nn.EmbeddingBag) or scripted in ("Embedding", "EmbeddingBag")
         own = not type(module).__module__.startswith("torch.")
-        if own and any(parameter.dim() == 2 for parameter in module.parameters(recurse=False)):
-            return True
-    return False
+        matrix = matrix or (own and any(parameter.dim() == 2 for parameter in module.parameters(recurse=False)))
+    return tables or int(matrix)
 
 
 def shifts_labels(model: nn.Module) -> bool:
@@ -216,17 +216,17 @@ def _prefixes(names: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(match[1] for match in matches if match))
 
 
-def _find_nested(items: Iterable[Any], shifted_labels: bool, embeds: bool) -> list[Sequences]:
+def _find_nested(items: Iterable[Any], shifted_labels: bool, tables: int) -> list[Sequences]:
     """Those of several batches at once; items without tokens (images beside the texts) are left out."""
     nested = [item for item in items if isinstance(item, Mapping | list | tuple)]
-    return [each for item in nested for each in find_sequences(item, shifted_labels, embeds)]
+    return [each for item in nested for each in find_sequences(item, shifted_labels, tables)]
 
 
-def _find_alike(batch: Mapping[str, Any]) -> Sequences | None:
+def _find_alike(batch: Mapping[str, Any], tables: int) -> Sequences | None:
     """Of tensors under any names: all are integers of one shape, ids beside their targets."""
     tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
     ids = next(iter(tensors.values()), None)
-    if ids is None or ids.dim() != 2 or ids.shape[1] < 2:
+    if not looks_like_tokens(ids, tables) or ids.dim() != 2 or ids.shape[1] < 2:
         return None
     if not all(_holds_tokens(value) and value.shape == ids.shape for value in tensors.values()):
         return None
@@ -261,9 +261,11 @@ def _holds_tokens(value: Any) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor) and value.dtype in _INTEGERS and value.dim() >= 1
 
 
-def looks_like_tokens(value: Any) -> TypeGuard[torch.Tensor]:
-    """Where nothing is named: neither an image (of bytes, in three or four dimensions) nor a mask."""
-    return _holds_tokens(value) and value.dim() <= 2
+def looks_like_tokens(value: Any, tables: int) -> TypeGuard[torch.Tensor]:
+    """Where nothing is named: neither an image (of bytes, in three or four dimensions), a mask nor columns."""
+    if not tables or not _holds_tokens(value) or value.dim() > 2:
+        return False
+    return value.dim() < 2 or value.shape[1] < 2 or tables % value.shape[1] > 0
 
 
 def example_for(batch: Any) -> str:
