@@ -256,6 +256,17 @@ def test_tensorboard_logger(tmp_path: Path) -> None:
     assert "isoflop_counts/tokens_per_param_non_embedding" in events.Tags()["scalars"]
 
 
+def test_a_run_is_called_as_tensorboard_lists_it(tmp_path: Path) -> None:
+    """Also where that logger is not the first, or has a folder below its version's."""
+    csv, loggers = package.loggers.CSVLogger(tmp_path / "a"), package.loggers
+    for folder, logger, name in (
+        ("a", [csv, loggers.TensorBoardLogger(tmp_path / "a", "gpt", "wide", sub_dir="x")], "gpt/wide/x"),
+        ("bare", loggers.TensorBoardLogger(tmp_path / "bare", "", ""), "bare"),
+        ("csv", loggers.CSVLogger(tmp_path / "csv", "gpt"), "gpt/version_0"),
+    ):
+        assert fit(tmp_path / folder, logger=logger).name == name
+
+
 def test_wandb_gets_flops_as_an_axis_and_no_pseudo_steps(tmp_path: Path) -> None:
     class Experiment:
         defined: list[Any]

@@ -104,7 +104,7 @@ def test_eight_writers_and_readers_in_one_folder(tmp_path: Path) -> None:
         log = RecordLog.resume(str(runs[number].path), kills[number])
         log.close()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {path.parent for path in files} <= {tmp_path, *(tmp_path / run.run_id for run in runs.values())}
+    assert {path.parent for path in files} <= {tmp_path, *(tmp_path / run.name for run in runs.values())}
     left = {path.name for path in files if not path.name.startswith("events.out.tfevents")}
     left -= {"isoflop-passport.md", "isoflop-passport.json"}  # of the runs that ended
     # no lock, no temporary file

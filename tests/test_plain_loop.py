@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from torch import nn
 
 import isoflop
@@ -81,29 +82,50 @@ def test_evaluation_is_not_counted(tmp_path: Path) -> None:
 
 
 def test_runs_in_one_folder_keep_their_own_charts_and_passports(tmp_path: Path) -> None:
-    """The second and third run of a folder; and one that is resumed goes on where it was."""
+    """Each is called in its record as TensorBoard lists it; one that is resumed goes on where it was."""
+    folder = tmp_path / "sweep"
 
-    def events(folder: Path) -> list[Path]:
-        return sorted(folder.glob("events.out.tfevents.*"))
-
-    run_ids = []
-    for name in (None, "wide/2", "wide/2"):
-        with isoflop.Monitor(num_params=10, record_dir=tmp_path, log_every=2, run_name=name) as monitor:
-            for _ in range(4):
+    def train(name: str | None, state: dict[str, Any] | None = None) -> dict[str, Any]:
+        with isoflop.Monitor(num_params=10, record_dir=folder, log_every=2, run_name=name) as monitor:
+            if state:
+                monitor.load_state_dict(state)
+            for _ in range(2):
                 monitor.step(2.5, tokens=100)
             state = monitor.state_dict()
-        run_ids += [run.run_id for run in read_runs(tmp_path) if run.run_id not in run_ids]
-    first, second, third = (tmp_path, tmp_path / "wide-2", tmp_path / run_ids[2])
-    for folder, run_id in zip((first, second, third), run_ids, strict=True):
-        assert len(events(folder)) == 1
-        assert json.loads((folder / "isoflop-passport.json").read_text())["run_id"] == run_id
-    assert len(run_ids) == 3  # the records lie side by side
-    resumed = isoflop.Monitor(num_params=10, record_dir=tmp_path, log_every=2)
-    state["recorder"]["own"] = "wide-2"
-    resumed.load_state_dict(state)
-    for _ in range(2):
-        resumed.step(2.5, tokens=100)
-    resumed.close()
+            for _ in range(2):
+                monitor.step(2.5, tokens=100)
+            return state
+
+    (folder / "seed").mkdir(parents=True)  # where its checkpoints will be
+    states = [train(name) for name in (None, "wide/2", "wide/2", "seed", "sweep", None, "../../out")]
+    assert listed_by_tensorboard(tmp_path) == {
+        *("sweep", "sweep/wide-2", "sweep/wide-2-2", "sweep/seed", "sweep/sweep-2", "sweep/sweep-3", "sweep/out")
+    }
+    runs = read_runs(folder)
+    assert len(runs) == 7 and all(path.parent == folder for path in folder.rglob("*.jsonl"))
+    for run in runs:
+        own = folder / run.name if run.name != "sweep" else folder
+        assert json.loads((own / "isoflop-passport.json").read_text())["run_id"] == run.run_id
+        assert len(list(own.glob("events.out.tfevents.*"))) == 1
+    train("wide/2", states[1])  # that run went beyond step 2: this is a branch
+    assert {run.name for run in read_runs(folder)} - {run.name for run in runs} == {"wide-2-3"}
+    ended = folder / "wide-2-3" / "isoflop-passport.json"
+    assert json.loads(ended.read_text())["name"] == "wide-2-3"
+
+
+def test_runs_of_one_name_that_begin_together_keep_apart(tmp_path: Path) -> None:
+    """Seeds in parallel: neither has written an event yet."""
+    two = [isoflop.Monitor(num_params=10, record_dir=tmp_path, log_every=2, run_name="seed") for _ in range(2)]
+    for monitor in (*two, *two):
+        monitor.step(2.5, tokens=100)
+    for monitor in two:
+        monitor.close()
+    assert {run.name for run in read_runs(tmp_path)} == listed_by_tensorboard(tmp_path) == {"seed", "seed-2"}
+
+
+def listed_by_tensorboard(folder: Path) -> set[str]:
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder))
+    return set(multiplexer.Reload().Runs())
 
 
 def test_tokens_by_hand_without_a_model(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import transformers
 from torch import nn
 
 from isoflop.live import AXES, SCALARS
-from isoflop.record import Run
+from isoflop.record import Run, read_runs
 from isoflop.transformers import IsoFLOPCallback
 from tiny import VOCABULARY, WIDTH, Rows, losses, model, same_weights, the_run, totals, weights
 from trainers import hf_arguments, hf_trainer
@@ -78,6 +78,19 @@ def test_tensorboard_with_or_without_the_trainers_own_writer(report_to: Any, tmp
         steps = [event.step for event in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
         assert steps == sorted(set(steps))
     assert [event.step for event in events.Scalars("isoflop/1000log10C_loss")] == [6771, 7072, 7248, 7373]
+
+
+def test_runs_of_one_output_folder_are_called_as_tensorboard_lists_them(tmp_path: Path) -> None:
+    """A script that is run again has a curve of its own; its passport lies beside its checkpoints."""
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+
+    for name in (None, None, str(tmp_path / "llama"), "wide"):
+        hf_trainer(model(), tmp_path / "llama", ROWS, [IsoFLOPCallback()], run_name=name).train()
+    names = {"llama", "llama-2", "llama-3", "wide"}
+    assert {run.name for run in read_runs(tmp_path)} == names
+    listed = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload().Runs()
+    assert set(listed) == {"llama", *(f"llama/{name}" for name in names - {"llama"})}
+    assert json.loads((tmp_path / "llama" / "isoflop-passport.json").read_text())["name"] == "wide"
 
 
 def test_tensorboard_has_each_log_step_at_once(tmp_path: Path) -> None:

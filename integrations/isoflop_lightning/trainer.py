@@ -13,6 +13,7 @@ for the worst there is.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -116,9 +117,12 @@ def _scheduler(trainer: Any) -> tuple[Any, Calls | None, str | None]:
 
 
 def _run_name(loggers: Sequence[Any]) -> str | None:
-    if not loggers:
-        return None
-    parts = [str(part) for part in (loggers[0].name, loggers[0].version) if part not in (None, "")]
+    """The run's folder as TensorBoard lists it, whose logger may be the second; else by the first logger."""
+    for logger in [*filter(_is_tensorboard, loggers), *loggers[:1]]:
+        below = attempt(lambda logger=logger: os.path.relpath(logger.log_dir, logger.save_dir))
+        if below and not below.startswith("."):
+            return Path(below).as_posix()
+    parts = [str(part) for each in loggers[:1] for part in (each.name, each.version) if part not in (None, "")]
     return "/".join(parts) or None
 
 

@@ -389,9 +389,9 @@ class SplitSteps:
 def describe_training(args: Any, state: Any, given: Mapping[str, Any], guard: Guard) -> RunInfo:
     """Read the run's plan from `TrainingArguments`, `TrainerState` and what callbacks are given."""
     output, folder = Path(args.output_dir), _tensorboard_folder(args)
-    scheduler = given.get("lr_scheduler")
+    name, scheduler = getattr(args, "run_name", None), given.get("lr_scheduler")
     together = args.world_size == world_size()  # else each process of the user's own group has a Trainer for itself
-    return RunInfo(
+    run = RunInfo(
         framework="transformers",
         guard=guard,
         record_dir=output,
@@ -399,7 +399,9 @@ def describe_training(args: Any, state: Any, given: Mapping[str, Any], guard: Gu
         logs_itself=True,
         together=together,
         lockstep=together,
-        run_name=getattr(args, "run_name", None) or output.resolve().name,
+        run_name=output.resolve().name if name in (None, "", args.output_dir) else name,  # some versions put that there
+        own=None if folder == output else "",
+        events=folder,
         total_steps=state.max_steps if state.max_steps and state.max_steps > 0 else None,
         epoch_steps=steps_of_epoch(given.get("train_dataloader"), args.gradient_accumulation_steps),
         optimizer=given.get("optimizer"),
@@ -413,8 +415,10 @@ def describe_training(args: Any, state: Any, given: Mapping[str, Any], guard: Gu
         label_smoothing=float(getattr(args, "label_smoothing_factor", 0) or 0),
         tokenizer=_tokenizer_name(given.get("processing_class")),
         data=_dataset_name(given.get("train_dataloader")),
-        sinks=[TensorBoardSink(folder)] if state.is_world_process_zero else [],
     )
+    if state.is_world_process_zero:
+        run.sinks.append(TensorBoardSink(folder, run))
+    return run
 
 
 def _tokenizer_name(tokenizer: Any) -> str | None:

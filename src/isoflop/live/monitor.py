@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakMethod, finalize
 
@@ -31,7 +30,7 @@ from isoflop.live.recorder import NOT_COUNTED, Recorder, describe_counting, run_
 from isoflop.live.run_info import RunInfo, describe_task
 from isoflop.live.sinks import Display, Sinks, TensorBoardSink
 from isoflop.lookup import need
-from isoflop.record.paths import last_name, location_of
+from isoflop.record.paths import location_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -60,7 +59,8 @@ class Monitor(PlainLoop, Display):
         optimizer: for the learning rate and the record.
         scheduler: of torch, stepped once an optimizer step: the forecast asks it for the learning rates to come.
         total_steps: planned optimizer steps of the run.
-        run_name: shown in tables; default: the record folder's name.
+        run_name: shown everywhere, and the name of the run's folder of TensorBoard's files below the record's folder;
+            where a run of that name is there already, with a number. Default: the record folder's name.
         run: what a trainer's adapter knows; takes the place of the four before.
         **options: see `isoflop.live.options.Options`.
 
@@ -91,7 +91,8 @@ class Monitor(PlainLoop, Display):
         self.totals = Totals()  # sums over all ranks, as of the last log step
         self.should_stop = False
         """`on_advice` asks for the end of the run; the same on all ranks. A trainer is told; a plain loop looks."""
-        self.run = run or RunInfo(optimizer=optimizer, scheduler=scheduler, total_steps=total_steps, run_name=run_name)
+        plain = {"optimizer": optimizer, "scheduler": scheduler, "total_steps": total_steps, "run_name": run_name}
+        self.run = run or RunInfo(**plain, own=None)
         self.guard = self.run.guard
         self.log_every = self.options.log_every or self.run.log_every
         self.run.see_layout(model, self.options.data_parallel)
@@ -134,9 +135,7 @@ class Monitor(PlainLoop, Display):
         options, run, model, writes = self.options, self.run, self._model, rank() == 0
         folder = location_of(options.record_dir or run.record_dir)
         if plain and writes:
-            # TensorBoard's files are appended to, which object stores cannot: they stay on this machine
-            events = folder if isinstance(folder, Path) else run.record_dir / last_name(folder)
-            run.sinks.append(TensorBoardSink(events, run))
+            run.sinks.append(TensorBoardSink(run.local(folder), run))
         self.noise = Noise(model, run, options.noise_scale, speaks=writes)
         self.recorder = Recorder(folder, named=options.record_dir is not None, run=run, writes=writes)
         self._forecast = ForecastPart(options, run, model)
@@ -509,7 +508,7 @@ class Monitor(PlainLoop, Display):
         self._opened = True
         if self.recorder.wants_header:
             self.enter("measuring")
-            known = self.run, self.observer, self._device, self.options, self._model, self.recorder.folder
+            known = self.run, self.observer, self._device, self.options, self._model
             self.recorder.open(partial(run_header, *known), self._attempt_began_at)
             self.leave("measuring")
 

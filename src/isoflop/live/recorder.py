@@ -27,7 +27,7 @@ from isoflop.live.log_step import LogStep, Part
 from isoflop.live.options import Options
 from isoflop.live.run_info import RunInfo
 from isoflop.record.lines import due
-from isoflop.record.paths import Location, last_name
+from isoflop.record.paths import Location
 from isoflop.record.provenance import git_state, library_versions
 from isoflop.record.reader import UPDATED, read_run
 from isoflop.record.remote import RemoteLog
@@ -74,6 +74,7 @@ class Recorder(Part):
         self._named, self._run, self._writes, self._guard = named, run, writes, run.guard
         self._log: RecordLog | None = None
         self._earlier: dict[str, Any] | None = None
+        self._own: str | None = ""
         self._counting: Mapping[str, Any] = {}
         self._task = run.task
         self._plan: LrPlan | None = None
@@ -92,11 +93,17 @@ class Recorder(Part):
         with self._guard.part(RECORD):
             fields = header()
             self._log = open_record(
-                self.folder, fields, earlier=self._earlier, step=step, named=self._named, say=self._guard.once
+                self.folder,
+                fields,
+                earlier=self._earlier,
+                step=step,
+                named=self._named,
+                say=self._guard.once,
+                place=self._run.place,
             )
             self._run.run_id = self._log.run_id
-            if self._log.attempt == 1 and self._run.framework == "loop":
-                self._run.own = None  # a new run, or a branch
+            if self._log.attempt > 1:  # neither a new run nor a branch
+                self._run.own = self._own
             self._counting, self._task = fields["counting"], self._run.task
             for point in self._early:
                 self._log.point(point)
@@ -158,7 +165,10 @@ class Recorder(Part):
         with self._guard.part(PASSPORT):
             from isoflop.live.passport import write_passport
 
-            write_passport(read_run(self._log.path), self._run.own_folder(self._log.path.parent))
+            beside = self._log.path.parent  # of a trainer: its checkpoints, which a later run there replaces too
+            write_passport(
+                read_run(self._log.path), self._run.own_folder(beside) if self._run.framework == "loop" else beside
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Which record it is, and the losses of its next point."""
@@ -179,7 +189,7 @@ class Recorder(Part):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`, before `open`."""
-        self._earlier, self._run.own = state["record"], state.get("own", "")  # not in states of earlier versions
+        self._earlier, self._own = state["record"], state.get("own", "")  # not in states of earlier versions
         loss_sum, losses, since, intervals = state["window"]
         self._loss_sum, self._losses = float(loss_sum), int(losses)
         self._since, self._intervals = int(since), int(intervals)
@@ -233,6 +243,7 @@ def open_record(
     step: int,
     named: bool,
     say: Callable[[str], None],
+    place: Callable[[Location], str],
 ) -> RecordLog:
     """Open a record for writing.
 
@@ -244,6 +255,7 @@ def open_record(
         step: optimizer steps done in that checkpoint.
         named: the user named `folder`, so an earlier record elsewhere is not gone on with.
         say: gets a sentence where the record is not simply gone on with.
+        place: folder of a new record → the run's name.
 
     Returns:
         The earlier record, if it can be gone on with; else a new one, whose header names the earlier run as `parent`
@@ -254,7 +266,7 @@ def open_record(
         RecordError: `folder` can't be written.
     """
     if earlier is None:
-        return _create(folder, header, say)
+        return _create(folder, header, say, place)
     try:
         if isinstance(folder, str):
             unsent = earlier.get("unsent")
@@ -267,12 +279,15 @@ def open_record(
         for message in log.messages:
             say(message)
         return log
-    branch = _create(folder, {**header, "parent": {"run_id": earlier["run_id"], "step": step}}, say)
+    branch = _create(folder, {**header, "parent": {"run_id": earlier["run_id"], "step": step}}, say, place)
     say(f"{reason} The run goes on from step {step:,} in a record of its own: {branch.location}")
     return branch
 
 
-def _create(folder: Location, header: dict[str, Any], say: Callable[[str], None]) -> RecordLog:
+def _create(
+    folder: Location, header: dict[str, Any], say: Callable[[str], None], place: Callable[[Location], str]
+) -> RecordLog:
+    header = {**header, "name": place(folder)}
     if isinstance(folder, str):
         return RemoteLog.start(folder, new_run_id(), header, say)
     return RecordLog.create(folder, new_run_id(), header)
@@ -308,12 +323,10 @@ def run_header(
     device: Device | None,
     options: Options,
     model: nn.Module | None,
-    record_dir: Location,
 ) -> dict[str, Any]:
     """Fields of `isoflop.record.Run`, as they are known after the first optimizer step."""
     parameters = observer.costing.parameters
     return {
-        "name": run.run_name or last_name(record_dir),
         "framework": run.framework,
         "model": attempt(describe_model, model) or {"class": None},
         "parameters": {} if parameters is None else parameters.by_convention(),

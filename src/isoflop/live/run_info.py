@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,9 +22,12 @@ from isoflop.flops.totals import data_parallel_ranks, world_size
 from isoflop.guard import Guard, attempt, declare
 from isoflop.live.log_step import AxisPoint, LogStep
 from isoflop.live.scheduler import Calls
-from isoflop.record.paths import PASSPORT
+from isoflop.record.paths import PASSPORT, Location, last_name
+from isoflop.record.reader import names_in
 from isoflop.record.task import Task, recognise, task_words
 
+_NO_FOLDER = re.compile(r'[<>:"/\\\\|?*\x00-\x1f]+')
+"""What a file system refuses in a name."""
 LAYOUT = declare("seeing which ranks share a batch", "tokens and FLOPs of ranks that do are counted more than once")
 
 
@@ -61,7 +65,7 @@ class RunInfo:
     Attributes:
         together: every rank makes the same calls at the same steps, so that an evaluation may sum over ranks.
         own: the folder below the record's that holds this run's events and passport: "" is that folder itself, None
-            is still to be decided, for another run's may be there (plain loops, whose default folder is one).
+            is still to be decided, for another run's may be there (plain loops, or a trainer's output folder).
         say: prints the terminal's line.
     """
 
@@ -74,6 +78,7 @@ class RunInfo:
     run_name: str | None = None
     run_id: str | None = None  # of the record, once that is open
     own: str | None = ""
+    events: Path | None = None  # TensorBoard's folder, where it is not the record's
     total_steps: int | None = None  # planned optimizer steps; None: endless or unknown
     epoch_steps: int | None = None  # optimizer steps in which the data set is seen once; None: a stream, or unknown
     optimizer: Any = None
@@ -104,13 +109,36 @@ class RunInfo:
         return {"steps": self.total_steps, "schedule": schedule, "accumulate": self.accumulate}
 
     def own_folder(self, folder: Path) -> Path:
-        """Where this run's events and passport go: `folder`, or one below it where those of another run are there."""
+        """Where this run's events and passport go: `folder`, or one below it, called as the run is."""
         if self.own is None:
-            taken = any(folder.glob("events.out.tfevents.*")) or (folder / f"{PASSPORT}.json").exists()
-            name = re.sub(r"[^\w.-]+", "-", self.run_name or "").strip("-.")
-            unused = bool(name) and not (folder / name).exists()
-            self.own = ("" if not taken else name if unused else self.run_id) or ""
-        return folder / self.own
+            self.place(folder)
+        return folder / (self.own or "")
+
+    def place(self, folder: Location) -> str:
+        """Decide on `own`, and return the run's name: TensorBoard lists it by its folder, so both are the same.
+
+        Args:
+            folder: of the record, or its URL.
+        """
+        local = self.local(folder)
+        called = last_name(local)
+        if self.own is not None:
+            return self.run_name or called
+        names = names_in(folder) if isinstance(folder, Path) else set()
+
+        def taken(own: str) -> bool:
+            events = any((local / own).glob("events.out.tfevents.*"))
+            return events or (local / own / f"{PASSPORT}.json").exists() or (own or called) in names
+
+        named = _NO_FOLDER.sub("-", self.run_name or "").strip(" .-")[:100] or called
+        numbered = (f"{named}-{n}" for n in count(2))
+        first = "" if named == called else named
+        self.own = next(own for own in chain([first], numbered) if not taken(own))
+        return self.own or called
+
+    def local(self, folder: Location) -> Path:
+        """TensorBoard's folder; of a record's URL one of this machine, for object stores can't append to files."""
+        return self.events or (folder if isinstance(folder, Path) else self.record_dir / last_name(folder))
 
     def see_layout(self, model: nn.Module | None, given: int | None) -> None:
         """Set `data_parallel`: as the user says (`given`), as the trainer knows, or as the parameters show.

@@ -6,12 +6,23 @@ import io
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from isoflop.record.lines import Problems, bounded, header_fields, parse, point_from, split_lines, step_of, whole_point
+from isoflop.record.lines import (
+    MAX_LINE_BYTES,
+    Problems,
+    bounded,
+    header_fields,
+    parse,
+    point_from,
+    split_lines,
+    step_of,
+    whole_point,
+)
 from isoflop.record.paths import (
     as_text,
     describe_links,
@@ -89,6 +100,16 @@ def read_runs(
         except RecordError as error:
             say(str(error))
     return sorted(without_copies(runs.values(), say), key=lambda run: (run.created, run.run_id))
+
+
+def names_in(folder: Path) -> set[str]:
+    """Names of the runs whose records lie in a folder itself, by their first lines."""
+    names = set()
+    for path in folder.glob("isoflop-*.jsonl"):
+        with suppress(OSError), open(path, "rb") as stream:
+            header, _ = parse(stream.readline(MAX_LINE_BYTES))
+            names.add(header.get("name") if isinstance(header, dict) else None)
+    return {name for name in names if isinstance(name, str)}
 
 
 def without_copies(runs: Iterable[Run], say: Callable[[str], None]) -> list[Run]:
