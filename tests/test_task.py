@@ -123,7 +123,9 @@ def test_families_of_optimizers(optimizers: list[str], family: str | None) -> No
         (Task(), (10.4, 50_000, 1.0), Task()),
         (Task(), (3.1, 50_000, 1.0), Task(start="continued", guess=GUESS)),  # weights that have learnt
         (Task(start="scratch", given=("start",)), (3.1, 50_000, 1.0), Task(start="scratch", given=("start",))),
-        (Task(), (1.0, 64, 1.0), Task()),  # of so few tokens the frequencies are learnt at once
+        (Task(), (1.0, 64, 1.0, None, "interval"), Task()),  # of so few tokens the frequencies are learnt at once
+        (Task(), (1.5, 65, 1.0), Task(start="continued", guess=GUESS.replace("0.29", "0.36"))),  # characters, loaded
+        (Task(), (0.6, 7, 1.0), Task()),  # bases, and some marks
         (Task(), (10.4, 50_000, 0.15), Task(partial=True)),
         (Task(objective="classification"), (0.7, 50_000, 0.01), Task(objective="classification")),
         (Task(), (40.0, 50_000, 1.0), Task()),  # a bad initialisation

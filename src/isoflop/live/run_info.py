@@ -243,7 +243,8 @@ def look_again(task: Task, step: LogStep, model: nn.Module | None, accumulate: i
     first = step.first_loss if step.first_loss is not None else step.loss if step.step <= FIRST else None
     tokens, labels = totals.data_tokens, totals.loss_tokens_known
     share = labels / tokens if tokens and labels else None
-    return task.seen(first, vocabulary_of(model), share, accumulate)
+    of = "interval" if step.first_loss is None else "step"
+    return task.seen(first, vocabulary_of(model), share, accumulate, of)
 
 
 def vocabulary_of(model: nn.Module | None) -> int | None:

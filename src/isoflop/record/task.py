@@ -73,8 +73,9 @@ KNOWS = 0.5
 """Of ln V: a first loss below it comes from weights that have learnt. A model from scratch begins at ln V or above."""
 NOTHING = 0.01
 """Of ln V: a first loss below it is none of a text's tokens, but a divergence from a teacher, or a policy's loss."""
-LEAST_VOCABULARY = 256
-"""Of smaller ones a model from scratch learns the frequencies, and falls below `KNOWS`, within a log interval."""
+LEAST_VOCABULARY = {"step": 32, "interval": 256}
+"""Whose first loss, or mean of the first log interval, is judged. Smaller ones are of bases and digits; a model from
+scratch learns the frequencies of some more, and falls below `KNOWS`, within an interval."""
 NEAR, SUM = 0.15, 100.0
 """How near the first loss over ln V is to the number of micro-batches where losses were summed over them; and from
 which on it is a sum, whatever of: models of a bad initialisation begin at some tens."""
@@ -162,10 +163,15 @@ class Task:
         return f"its loss is not in nats per token: {other.loss}" if odd else ""
 
     def seen(
-        self, first_loss: float | None, vocabulary: int | None, predicted: float | None, accumulate: int | None = None
+        self,
+        first_loss: float | None,
+        vocabulary: int | None,
+        predicted: float | None,
+        accumulate: int | None = None,
+        of: str = "step",
     ) -> Task:
-        """The task as the first log step shows it: mean loss, the share of tokens that it is of, micro-batches of a
-        step.
+        """The task as the first log step shows it: mean loss of the first step (or, `of`, interval), the share
+        of tokens that it is of, micro-batches of a step.
 
         A model that knows nothing has a loss of ln V.
         """
@@ -173,7 +179,7 @@ class Task:
         if predicted is not None and predicted < PREDICTED and self.objective in (None, "causal"):
             found = replace(found, partial=True)
         language = self.objective in (None, *LANGUAGE)
-        if first_loss is None or not language or self.loss != PLAIN or (vocabulary or 0) < LEAST_VOCABULARY:
+        if first_loss is None or not language or self.loss != PLAIN or (vocabulary or 0) < LEAST_VOCABULARY[of]:
             return found
         share, parts = first_loss / math.log(vocabulary or 0), accumulate or 1
         if share < NOTHING and not self.tuned and "start" not in self.given:
