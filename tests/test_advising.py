@@ -238,6 +238,21 @@ def test_an_evaluation_that_rises_is_told(tmp_path: Path, capsys: pytest.Capture
     assert "loss (no divergence" not in printed  # fine it is not
 
 
+def test_a_jump_without_a_forecast_is_not_called_fine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of the weights drawn anew: it comes back too soon for advice, and no fit of a curve had time."""
+    monkeypatch.setattr(advising, "FREE", -math.inf)
+
+    def jumps(step: int) -> float:
+        return planted(step) + (1.2 * math.exp((2500 - step) / 20) + 0.1 if step > 2500 else 0.0)
+
+    train(tmp_path, loss=jumps, last=2800, total_steps=3500).close()
+    printed = capsys.readouterr().out
+    assert "loss (no divergence" not in printed and "advice" not in printed, printed
+    assert "loss (it rose by " in printed and "where the learning rate does not explain it" in printed
+
+
 def test_a_run_that_an_error_ends_is_not_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (
         pytest.raises(KeyError),

@@ -23,6 +23,7 @@ from isoflop.forecast import (
     LossCurve,
     LrPlan,
     NoForecast,
+    OnlineForecaster,
     backtest,
     fit_ladder,
     learn_priors,
@@ -129,6 +130,20 @@ def test_a_ladder_says_where_a_larger_run_ends_before_it_starts_and_under_way() 
     assert half.loss == pytest.approx(target.final, rel=6e-3)
     assert half.low <= target.final <= half.high
     assert "6 finished runs" in before.basis[0] and "up to step 2,000" in half.basis[1]
+
+
+def test_a_ladder_forecasts_no_loss_above_that_of_the_run_under_way() -> None:
+    """A far larger model in its warm-up lay at 3.1, and was forecast to end at 6.0 ± .6."""
+    ladder = fit_ladder(ladder_runs((5e7, 1e8, 2e8)))
+    target = ladder_runs((8e8,))[0]
+    told = {}
+    for change in (1.0, 0.7):  # as the ladder expects it, and far below
+        run = OnlineForecaster(N=8e8, batch_tokens=BATCH, priors=ladder.priors)
+        for step in range(10, 110, 10):  # of a warm-up of 200 steps
+            run.add(step, step * BATCH, float(target.plan.at(step)), change * (target.final + 3 / step), 10)
+        told[change] = ladder.forecast(target.plan, N=8e8, batch_tokens=BATCH, run=run)
+    assert spoken(told[1.0]).low < target.final
+    assert isinstance(told[0.7], NoForecast) and told[0.7].reason.temporary
 
 
 def test_a_ladder_needs_sizes_and_what_they_are() -> None:

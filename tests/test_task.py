@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,12 @@ import torch
 from torch import nn
 
 import isoflop
+from isoflop.flops.totals import operators_of
 from isoflop.live import RunInfo, describe_task, vocabulary_of
 from isoflop.record import Task, read_runs, recognise, task_of, task_words
+from trainers import LIGHTNING_NOISE, lightning_module, lightning_trainer
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
 
 GUESS = 'its first loss is 0.29 of ln V; if it is in bits per byte or the like, pass task="pretraining"'
 DIVIDED = "its first loss is 0.25 of ln V; or a loss divided by the 4 micro-batches twice"
@@ -269,3 +274,119 @@ def test_a_table_of_categories_is_no_text(tmp_path: Path, capsys: pytest.Capture
     (start,) = [line for line in capsys.readouterr().out.splitlines() if "training from scratch: a model" in line]
     assert "on text" not in start
     assert read_runs(tmp_path)[0].task.get("modality") == "other"
+
+
+class Bigrams(nn.Sequential):
+    """Logits for each of 300 tokens."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Embedding(300, 8), nn.Linear(8, 300))
+
+
+F, ROWS = nn.functional, torch.arange(64).view(4, 16)
+
+
+def log_probabilities(net: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """Of each next token [4, 15]."""
+    return net(rows[:, :-1]).log_softmax(-1).gather(-1, rows[:, 1:, None]).squeeze(-1)
+
+
+def causal(net: nn.Module, rows: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    return F.cross_entropy(net(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten(), label_smoothing=smoothing)
+
+
+def compared(net: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """DPO's loss where the policy is its reference yet."""
+    ratio = log_probabilities(net, rows)
+    chosen, rejected = (ratio - ratio.detach()).sum(1).chunk(2)
+    return -F.logsigmoid(chosen - rejected).mean()
+
+
+def clipped(net: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """GRPO's."""
+    now = log_probabilities(net, rows)
+    ratio = (now - now.detach()).exp()
+    return 3 - torch.min(ratio, ratio.clamp(0.8, 1.2)).mean()
+
+
+def taught(net: nn.Module, rows: torch.Tensor, mixed: float = 0.0) -> torch.Tensor:
+    """A divergence from a teacher that knows more, alone or with the cross-entropy."""
+    found = net(rows[:, :-1]).log_softmax(-1)
+    teacher = (9 * torch.arange(found.numel(), device=rows.device).float().sin()).view_as(found).softmax(-1)
+    divergence = F.kl_div(found.flatten(0, 1), teacher.flatten(0, 1), reduction="batchmean")
+    return (1 - mixed) * divergence + (mixed * causal(net, rows) if mixed else 0.0)
+
+
+def by_hand(net: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    return -log_probabilities(net, rows).mean()
+
+
+def one_hot(net: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    return -(F.one_hot(rows[:, 1:], 300) * net(rows[:, :-1]).log_softmax(-1)).sum(-1).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss_of", "start"),
+    [
+        (causal, "training from scratch: a model on text"),
+        (by_hand, "training from scratch: a model on text"),
+        (one_hot, "training from scratch: a model on text"),
+        (compared, "fine-tuning (by its loss, a log-sigmoid of log-probabilities): preference training on text"),
+        (clipped, "fine-tuning (by its loss, of clipped ratios of probabilities): reinforcement learning on text"),
+        (taught, "training from scratch: a model on text; its loss is not in nats per token: its targets are distrib"),
+        (partial(taught, mixed=0.5), "a model on text; its loss is not in nats per token: its targets are distrib"),
+        (partial(causal, smoothing=0.1), "a model on text; its loss is not in nats per token: its targets are distrib"),
+    ],
+)
+@pytest.mark.parametrize("trainer", ["loop", "lightning"])
+def test_a_loss_tells_what_is_trained_by_its_operators(
+    loss_of: Any, start: str, trainer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DPO, GRPO and distillation by hand were taken for continued pretraining, or for pretraining from scratch."""
+    torch.manual_seed(0)
+    net = Bigrams()
+    nn.init.normal_(net[1].weight, std=0.02)
+    if trainer == "loop":
+        with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
+            for _ in range(3):
+                loss = loss_of(net, ROWS)
+                loss.backward()
+                monitor.step(loss)
+    else:
+        package = pytest.importorskip("lightning.pytorch")
+        from isoflop.lightning import IsoFLOPMonitor
+
+        step = {"training_step": lambda self, batch, i: loss_of(self.net, batch)}
+        watcher = IsoFLOPMonitor(record_dir=tmp_path, log_every=1)
+        lightning_trainer(package, tmp_path, callbacks=[watcher]).fit(
+            lightning_module(package, net, **step), torch.utils.data.DataLoader(ROWS.repeat(3, 1), batch_size=4)
+        )
+    line = next(line for line in capsys.readouterr().out.splitlines() if "on text" in line)
+    assert all(part in line for part in start.split("; "))
+    assert ("not in nats" in line) is ("not in nats" in start)
+
+
+def test_a_graph_that_cannot_be_read_costs_nothing() -> None:
+    assert operators_of(0.7) == operators_of(torch.tensor(0.7)) == frozenset()
+    found = operators_of(causal(Bigrams(), ROWS))
+    assert "NllLoss" in found and not any("mm" in each.lower() for each in found)
+    loss = torch.ones((), requires_grad=True)
+    for _ in range(5000):  # a chain without a product
+        loss = loss + 1
+    assert operators_of(loss) == {"Add", "Add, all of it"}
+
+
+@pytest.mark.parametrize(
+    ("task", "first", "words"),
+    [
+        (Task(objective="causal", modality="text"), 0.6931, "fine-tuning (its first loss is ln 2): preference"),
+        (Task(start="finetuning", objective="causal"), 0.6914, "fine-tuning (its first loss is ln 2): preference"),
+        (Task(start="adapter"), 0.6931, "fine-tuning of an adapter (its first loss is ln 2): preference"),
+        (Task(objective="causal"), 0.71, "continued pretraining"),
+        (Task(objective="masked"), 0.6931, "continued pretraining"),
+        (Task(start="scratch", objective="causal", given=("start", "objective")), 0.6931, "training from scratch: a c"),
+    ],
+)
+def test_a_first_loss_of_ln_2_is_a_comparison(task: Task, first: float, words: str) -> None:
+    """Where the loss comes as a number, without its graph."""
+    assert str(task.seen(first, 50_000, 1.0)).startswith(words)

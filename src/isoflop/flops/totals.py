@@ -22,6 +22,7 @@ from torch import nn
 
 from isoflop.flops.counter import FlopCount
 from isoflop.flops.tokens import TokenCount
+from isoflop.guard import attempt
 
 _LIMB = 2**30
 _LIMBS = 5  # 2^150: a count of FLOPs passes int64 (9.2e18) early
@@ -137,6 +138,32 @@ class DeviceSum:
         self.tensor.add_(value if value.dim() == 0 else value.reshape(()), alpha=scale)
 
 
+_GENERATED = re.compile(r"(Backward)?\d*$")
+_PRODUCT = re.compile(r"[Mm]m$|[Mm]v$|^Linear|Convolution|Embedding|^Compiled|AccumulateGrad")
+_PICKS = re.compile(r"^(Nll|Gather|Index|Select|Ctc|CrossEntropy)")
+NODES = 512
+"""Of a loss's graph, at most."""
+
+
+def operators_of(loss: Any) -> frozenset[str]:
+    """Autograd's operators between a loss and the matrix products before it, such as "NllLoss"; none: not known.
+
+    And "LogSoftmax, all of it" where no target picks from it: a teacher's distribution, smoothed labels. A graph
+    outlives its backward pass, without the values in it.
+    """
+    seen: set[tuple[Any, bool]] = set()
+    names: set[str] = set()
+    todo: list[tuple[Any, bool]] = [(getattr(loss, "grad_fn", None), False)]
+    for node, picked in todo:  # grows as it goes
+        name = "" if node is None else _GENERATED.sub("", node.name())
+        if not name or _PRODUCT.search(name) or (node, picked) in seen or len(seen) >= NODES:
+            continue
+        seen.add((node, picked))
+        names |= {name, *([] if picked else [f"{name}, all of it"])}
+        todo += [(each, picked or _PICKS.match(name) is not None) for each, _ in node.next_functions]
+    return frozenset(names)
+
+
 class Tally:
     """This process's part since the last `drain`; device tensors are read there only, with one sync."""
 
@@ -151,6 +178,8 @@ class Tally:
         """(Micro-)batches since the last `drain`."""
         self.first: Any = None
         """The first loss of all, a number from the first `drain` on: the mean of an interval may be far from it."""
+        self.made_by: frozenset[str] | None = None
+        """`operators_of` the first loss; None: not yet."""
         self.add_loss = self._add_first  # type: ignore[method-assign]
 
     def add(self, tokens: TokenCount | None, flops: FlopCount | None) -> None:
@@ -206,11 +235,17 @@ class Tally:
         """The first of all; later ones cost nothing for it."""
         del self.add_loss
         self.add_loss(loss, scale, owned)
+        self.see(loss)
         if isinstance(loss, torch.Tensor):
             local = loss.to_local() if hasattr(loss, "placements") else loss  # type: ignore[attr-defined]
             self.first = local.detach() * scale  # a copy
         else:
             self.first = as_float(loss) * scale
+
+    def see(self, loss: Any) -> None:
+        """Once, what a loss with its graph is made by."""
+        if self.made_by is None:
+            self.made_by = attempt(operators_of, loss) or frozenset()
 
     def _add_finite(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
         """Likewise where some losses are NaN: the mean is over the others, if there are any."""

@@ -34,7 +34,7 @@ from isoflop.advice.curve_rules import FEW
 from isoflop.fit.own_runs import OwnRuns, Profile, frontier_of, learn_from
 from isoflop.flops.operators import shape_of, width_of
 from isoflop.flops.parameters import unwrap
-from isoflop.forecast import Forecast, NoForecast, usable
+from isoflop.forecast import Forecast, NoForecast, Refusal, usable
 from isoflop.guard import attempt, declare, warn
 from isoflop.laws import published_names
 from isoflop.laws.recipes import shape_warning
@@ -56,6 +56,8 @@ ANOTHER_PLAN = 1.25
 """A factor of the planned tokens beyond which the size is judged anew."""
 OFFSET = "isoflop/offset/"
 """Scalars of evaluation sets: their loss less the training loss, the middle one of the last five."""
+RISEN = {Refusal.CHANGE_POINT, Refusal.DIVERGING}
+"""Why there is no forecast where the loss rose."""
 FEW_OFFSETS = 3
 """Evaluations after the first descent that such a scalar needs."""
 ONE_RATE = 3.0
@@ -214,6 +216,10 @@ class AdvicePart(Part):
             return f"fewer than {FEW} log steps"
         if self._judge.track.lowest <= 0:
             return "it falls below 0: no cross-entropy"
+        if isinstance(step.forecast, NoForecast) and step.forecast.reason in RISEN:
+            rise = step.forecast.details.get("jump", step.forecast.details.get("rise"))
+            if isinstance(rise, float) and rise > 0:
+                return f"it rose by {nats(rise, self._run.task.unit)} where the learning rate does not explain it"
         (_, first), (final, _) = self._judge.track.losses[0], self._judge.track.ends()
         return f"it ended at {nats(final)}, where it began: {nats(first)}" if final > 0.99 * first else ""
 

@@ -336,6 +336,7 @@ class Monitor(PlainLoop, Display):
             losses=losses,
             loss=loss_sum / losses if losses else None,
             first_loss=self.observer.tally.first,
+            made_by=self.observer.tally.made_by,
             before=self._logged,
             totals=self._ranks.known(self.totals) if self._ranks.held else self.totals,
             summed=summed and not self._ranks.held,
@@ -358,8 +359,7 @@ class Monitor(PlainLoop, Display):
         """
         if self._finished:
             return
-        value = as_float(loss)
-        if not math.isfinite(value):
+        if not math.isfinite(value := as_float(loss)):
             self.guard.once("the loss of evaluation set %s is %s; it is recorded as null", name, value)
         if not self._ranks.several:
             self.sync()

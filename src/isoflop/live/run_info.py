@@ -244,7 +244,7 @@ def look_again(task: Task, step: LogStep, model: nn.Module | None, accumulate: i
     tokens, labels = totals.data_tokens, totals.loss_tokens_known
     share = labels / tokens if tokens and labels else None
     of = "interval" if step.first_loss is None else "step"
-    return task.seen(first, vocabulary_of(model), share, accumulate, of)
+    return task.seen(first, vocabulary_of(model), share, accumulate, of, step.made_by or ())
 
 
 def vocabulary_of(model: nn.Module | None) -> int | None:

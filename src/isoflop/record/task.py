@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -81,6 +81,10 @@ NEAR, SUM = 0.15, 100.0
 which on it is a sum, whatever of: models of a bad initialisation begin at some tens."""
 BITS, PERPLEXITY = 0.02, (0.5, 3.0)
 """How near the first loss is to log₂ V where it is in bits; and between which multiples of V it is a perplexity."""
+HALF = 0.005
+"""How near the first loss is to ln 2 where two answers are compared by a policy that is its reference yet."""
+SOFT = 0.85
+"""Of ln V: a first loss below it, of targets that are distributions, is a divergence, less their entropy."""
 PREDICTED = 0.6
 """Of the tokens: pretraining predicts them all; fewer are a mask, or prompts that are left out."""
 PLAIN = "nats per token"
@@ -169,19 +173,30 @@ class Task:
         predicted: float | None,
         accumulate: int | None = None,
         of: str = "step",
+        made_by: Collection[str] = (),
     ) -> Task:
-        """The task as the first log step shows it: mean loss of the first step (or, `of`, interval), the share
-        of tokens that it is of, micro-batches of a step.
+        """The task as the first log step shows it. A model that knows nothing has a loss of ln V.
 
-        A model that knows nothing has a loss of ln V.
+        Args:
+            first_loss: the mean over the tokens of the first step, or `of` the first interval.
+            vocabulary: number of tokens, V.
+            predicted: share of the tokens that the loss is of.
+            accumulate: micro-batches of a step.
+            of: "step" or "interval".
+            made_by: operators of the loss (`flops.totals.operators_of`).
         """
-        found = self
+        least = (vocabulary or 0) >= LEAST_VOCABULARY[of]
+        found = self._compared(first_loss if least else None, made_by)
         if predicted is not None and predicted < PREDICTED and self.objective in (None, "causal"):
             found = replace(found, partial=True)
-        language = self.objective in (None, *LANGUAGE)
-        if first_loss is None or not language or self.loss != PLAIN or (vocabulary or 0) < LEAST_VOCABULARY[of]:
+        language = found.objective in (None, *LANGUAGE)
+        if first_loss is None or not language or self.loss != PLAIN or not least:
             return found
         share, parts = first_loss / math.log(vocabulary or 0), accumulate or 1
+        picked = any(each.startswith(("Nll", "Gather")) for each in made_by)
+        if "LogSoftmax, all of it" in made_by and (picked or NOTHING < share < SOFT):
+            whose = "smoothed labels, or also a teacher's" if picked else "a teacher's, less their entropy"
+            return replace(found, loss=f"its targets are distributions ({whose})")
         if share < NOTHING and not self.tuned and "start" not in self.given:
             return replace(found, loss=f"its first value, {first_loss:.3g}, is no cross-entropy of text")
         divided = parts > 1 and abs(share * parts - 1) < NEAR
@@ -202,6 +217,21 @@ class Task:
             if holds:
                 return replace(found, loss=f"{what}: {odd}")
         return found
+
+    def _compared(self, first_loss: float | None, made_by: Collection[str]) -> Task:
+        """With the objective of losses that compare a text's log-probabilities: with a reference's, with another's."""
+        if self.objective not in (None, "causal") or self.modality not in (None, "text"):
+            return self
+        even = first_loss is not None and self.loss == PLAIN and abs(first_loss / math.log(2) - 1) < HALF
+        if {"LogSigmoid", "LogSoftmax"} <= set(made_by) or (even and not made_by):
+            how = "by its loss, a log-sigmoid of log-probabilities" if made_by else "its first loss is ln 2"
+            found = self.having(objective="preference")
+        elif {"Exp", "Clamp", "LogSoftmax"} <= set(made_by) and {"Minimum", "Maximum"} & set(made_by):
+            how, found = "by its loss, of clipped ratios of probabilities", self.having(objective="reinforcement")
+        else:
+            return self
+        tuned = found if self.tuned else found.having(start="finetuning")
+        return self if found == self else replace(tuned, guess=how)
 
     def having(self, **found: Any) -> Task:
         """The task with other values of fields, but for those that the user named."""
