@@ -350,6 +350,127 @@ READ: dict[str, tuple[str, str, dict[str, float]]] = {
         ),
         {"step": 120, "asked": True},
     ),
+    "fairseq's simple lines": (
+        "fs.log",
+        lines(
+            lambda s, x: (
+                f"2022-01-01 00:00:00 | INFO | train_inner | epoch 001: {s} / 1000 loss={x / math.log(2) + 0.6:.5f}, "
+                f"nll_loss={x / math.log(2):.5f}, ppl={math.exp(x):.3f}, wps=12345, num_updates={s}, lr=0.0001"
+            ),
+            lambda s, x: (
+                f"2022-01-01 00:00:00 | INFO | valid | epoch 001 | valid on 'valid' subset | loss {x / math.log(2) + 0.5}"
+                f" | nll_loss {x / math.log(2)} | ppl {math.exp(x):.3f} | wps 30000 | num_updates {s} | best_loss 5.0"
+            ),
+        )
+        + f"2022-01-01 00:00:00 | INFO | train | epoch 001 | loss 9.3 | nll_loss 8.1 | ppl 274.4 | num_updates {STEPS[-1]} | lr 0.0001\n",
+        VAL,
+    ),
+    **{
+        f"marked by {mark}": (
+            "m.log",
+            lines(lambda s, x: f"step {s}: loss {x}", lambda s, x, mark=mark: mark.format(s, x)),
+            VAL,
+        )
+        for mark in (
+            "[VAL] step {} loss {}",
+            "Eval | step {} | loss {}",
+            "step {} (eval): loss {}",
+            "step {} | val | loss {}",
+            "INFO:eval:step {} loss {}",
+            "step: {}, phase: valid, loss: {}",
+            "step {}: validation results: loss={} acc=0.3",
+            "root - test - step {} loss {}",
+        )
+    },
+    "evaluations that are not made": (
+        "n.log",
+        lines(lambda s, x: f"step {s} | loss {x} | val: n/a | eval: 12s | next eval in 3"),
+        END,
+    ),
+    "CLU": (
+        "c.log",
+        lines(
+            lambda s, x: f"I0101 10:00:00.123456 140 logging_writer.py:48] [{s}] learning_rate=0.0001, loss={x}",
+            lambda s, x: f"I0101 10:00:00.123456 140 logging_writer.py:48] [{s}] eval_loss={x}",
+        ),
+        VAL | {"lr": 1e-4},
+    ),
+    "Ignite": ("i.log", lines(lambda s, x: f"Epoch[1] Iteration[{s}/938] Loss: {x:.4f}"), END),
+    "MMEngine": (
+        "mm.log",
+        lines(
+            lambda s, x: (
+                f"2023/05/01 10:00:00 - mmengine - INFO - Iter(train) [{s:6d}/160000]  lr: 2.0000e-03  loss: {x}"
+            )
+        ),
+        END | {"lr": 0.002},
+    ),
+    "MindSpore": ("ms.log", lines(lambda s, x: f"epoch: 1 step: {s}, loss is {x}"), END),
+    "Sacred": (
+        "metrics.json",
+        json.dumps(
+            {
+                "train.loss": {"steps": STEPS, "timestamps": ["t"] * 12, "values": LOSSES},
+                "val.loss": {"steps": [*EVALUATED], "timestamps": ["t"] * 3, "values": [*EVALUATED.values()]},
+            }
+        ),
+        VAL,
+    ),
+    "ms-swift": (
+        "logging.jsonl",
+        jsonl(
+            [
+                {"loss": x, "token_acc": 0.7, "learning_rate": 1e-5, "global_step/max_steps": f"{s}/500"}
+                for s, x in POINTS
+            ]
+        ),
+        END | {"lr": 1e-5},
+    ),
+    **{
+        f"a flag {name}": (
+            "f.jsonl",
+            jsonl(
+                [
+                    {"step": step, name: train, "loss": loss}
+                    for s, x in POINTS
+                    for step, train, loss in ((s, no, x), *([(s, yes, EVALUATED[s])] if s in EVALUATED else []))
+                ]
+            ),
+            VAL,
+        )
+        for name, no, yes in (
+            ("is_eval", False, True),
+            ("train", True, False),
+            ("isValidation", 0, 1),
+            ("dataset", "c4", "c4-val"),
+        )
+    },
+    "a metric a row": (
+        "long.csv",
+        rows(
+            "step,variable,value",
+            lambda s, x: f"{s},train_loss,{x}" + (f"\n{s},val_loss,{EVALUATED[s]}" if s in EVALUATED else ""),
+        ),
+        VAL,
+    ),
+    "steps of many": ("s.csv", rows("step,loss", lambda s, x: f"{s}/500,{x}"), END),
+    "checkpoints": ("s.csv", rows("step,loss", lambda s, x: f"checkpoint-{s},{x}"), END),
+    "units in powers": (
+        "u.csv",
+        rows("step/1e3,loss [nats],tokens [1e9],lr (×10⁻⁴)", lambda s, x: f"{s / 1000},{x},{s * TOKENS / 1e9},3.0"),
+        END | D | {"lr": 3e-4},
+    ),
+    "units before": ("u.csv", rows("kstep,loss,Btok", lambda s, x: f"{s / 1000},{x},{s * TOKENS / 1e9}"), END | D),
+    "a perplexity's logarithm": (
+        "p.csv",
+        rows("step,log_ppl,val_byte_perplexity", lambda s, x: f"{s},{x},{math.exp(x / 4)}"),
+        END,
+    ),
+    "an evaluation that is repeated": (
+        "r.csv",
+        "step,train_loss,val_loss\n" + "".join(f"{s},{x},{EVALUATED.get(s // 40 * 40, '')}\n" for s, x in POINTS),
+        VAL,
+    ),
 }
 """Project → file, content, and what must come: the last step, losses, tokens, FLOPs (0: none) and N; `asked`: the loss is in doubt."""
 
@@ -448,3 +569,47 @@ def test_ends_of_runs_are_never_one_curve(tmp_path: Path) -> None:
         (tmp_path / f"{seed}.csv").write_text(",".join(table) + "\n" + cells)
         result = isoflop.import_runs([tmp_path / f"{seed}.csv"])
         assert (len(result.runs) == n or result.problems) and all(len(run.points) == 1 for run in result.runs), cells
+
+
+DOUBTED = {
+    "zeros for no evaluation": ("step,train_loss,val_loss", lambda s, x: f"{s},{x},{EVALUATED.get(s, 0)}", "eval/val is 0 at 9 of its 12 points"),
+    "a sum over devices": ("step,loss,train/loss", lambda s, x: f"{s},{x},{x / 8}", "loss is 8 times train/loss at each step"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DOUBTED)
+def test_what_is_in_doubt_is_asked(kind: str, tmp_path: Path) -> None:
+    header, form, told = DOUBTED[kind]
+    (tmp_path / "a.csv").write_text(rows(header, form))
+    assert told in " ".join(isoflop.import_runs([tmp_path / "a.csv"]).questions)
+
+
+def test_a_folder_may_be_the_split_of_its_files(tmp_path: Path) -> None:
+    for split, points in (("train", POINTS), ("eval", EVALUATED.items())):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "loss.tsv").write_text("step\tloss\n" + "".join(f"{s}\t{x}\n" for s, x in points))
+    (run,) = isoflop.import_runs([tmp_path]).runs
+    assert {name for point in run.points for name in point.losses} == {"train", "eval/eval"}
+    assert run.points[-1].losses == {"train": 3.0, "eval/eval": 3.1}
+
+
+def test_runs_that_were_deleted_stay_out(tmp_path: Path) -> None:
+    for name, stage in (("kept", "active"), ("gone", "deleted")):
+        folder = tmp_path / "mlruns" / "0" / name
+        (folder / "metrics").mkdir(parents=True)
+        (folder / "meta.yaml").write_text(f"lifecycle_stage: {stage}\nrun_id: {name}\nrun_name: {name}\nstatus: 3\n")
+        (folder / "metrics" / "loss").write_text("".join(f"{1700000000000 + s} {x} {s}\n" for s, x in POINTS))
+    result = isoflop.import_runs([tmp_path / "mlruns"])
+    assert [run.name for run in result.runs] == ["kept"] and "deleted in MLflow" in " ".join(result.problems)
+
+
+def test_rows_that_are_no_steps_have_no_batch(tmp_path: Path) -> None:
+    """A row of tokens and a loss may be a thousand steps: tokens between two rows are no batch."""
+    (tmp_path / "t.csv").write_text(rows("tokens,loss", lambda s, x: f"{s * TOKENS},{x}"))
+    (run,) = isoflop.import_runs([tmp_path / "t.csv"]).runs
+    assert run.points[-1].tokens == 120 * TOKENS and {point.batch_tokens for point in run.points} == {None}
+
+
+def test_a_column_of_bits_alone_is_no_loss(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("bits,step\n" + "".join(f"4,{s}\n" for s in STEPS))
+    assert not isoflop.import_runs([tmp_path / "q.csv"]).runs

@@ -26,6 +26,7 @@ from isoflop.fit.runs import BadData, curve_of_run, end_of_curve, unfinished
 from isoflop.laws.quantities import PF_DAY
 from isoflop.logs.files import (
     MARKS,
+    PARQUET,
     ImportProblem,
     cell_number,
     csv_rows,
@@ -35,9 +36,9 @@ from isoflop.logs.files import (
     json_list,
     json_object,
     mixed_marks,
+    parquet_rows,
 )
 from isoflop.logs.names import DATA, EPOCHS, EXPERTS, UNIQUE, Kind, end_of, fact_of, factor_of, kind_of, role_of
-from isoflop.logs.table import PARQUET, parquet_rows
 from isoflop.record.lines import Problems
 from isoflop.record.run import Point, Run, common_n
 

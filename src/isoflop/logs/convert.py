@@ -234,7 +234,9 @@ def points_of(logged: Logged, losses: Losses, counts: Counts) -> tuple[Point, ..
                 time=time if math.isfinite(time) and 0 <= time < MAX_SECONDS else None,
             )
             found[step] = found[step].merged(point) if step in found else point
-    return _with_batches([found[step] for step in sorted(found)], logged)
+    points = [found[step] for step in sorted(found)]
+    rows_alone = logged.numbered and not counts.how.get("tokens", "").endswith("given")  # a row may be many steps
+    return tuple(points) if rows_alone else _with_batches(points, logged)
 
 
 def _thinned(column: Column, averaged: bool | None) -> Iterable[tuple[int, float, float, int]]:
@@ -352,6 +354,9 @@ def _losses(names: Sequence[str], vocabulary: float | None, N: int | None, point
         usual = float(usual_loss(size, seen)) if size > LARGE_ENOUGH and seen else math.inf
         if min(values) < 0:
             yield Doubt(("loss",), f"{name} falls to {min(values):.4g}: no cross-entropy is below 0", "--loss COLUMN")
+        elif name != "train" and 0 < (zeros := values.count(0.0)) < len(values):
+            text = f"{name} is 0 at {zeros:,} of its {len(values):,} points, as if nothing was evaluated there"
+            yield Doubt(("loss",), text, "blank cells there, or --loss-unit nats if it is right")
         elif min(values) > highest:
             bound = f"ln {vocabulary:,.0f} + 1 = {highest:.4g}" if vocabulary else f"{highest:.4g}"
             text = f"{name} never falls below {min(values):.4g} nats, above {bound}: it may be a sum"

@@ -95,6 +95,10 @@ def is_blank(cell: object) -> bool:
     return cell is None or (isinstance(cell, str) and cell.strip(MARKS).lower() in BLANK)
 
 
+PARQUET, BATCH = b"PAR1", 4096  # How its files begin; rows in memory at a time
+_STEP = re.compile(r"(?:[A-Za-z]+[-_ ]?)?(\d[\d,]*)(?: ?/ ?[\d,]+)?")
+
+
 def cell_number(text: object) -> float | None:
     """The number in a cell: plain, with thousands in groups, or with k, M, B or T; None: none.
 
@@ -121,6 +125,16 @@ def cell_number(text: object) -> float | None:
         return None
     # 16.1 × 1e6 is no whole number of floats, and a count is one
     return round(value * factor, 0) if factor != 1.0 and abs(value) < 1e9 else value * factor
+
+
+def cell_step(text: object) -> float | None:
+    """The number in a cell of steps, also of how many, or in a name.
+
+    >>> [cell_step(text) for text in ("10/500", "step1000", "checkpoint-2,000", "3k", "half")]
+    [10.0, 1000.0, 2000.0, 3000.0, None]
+    """
+    told = _STEP.fullmatch(text.strip()) if isinstance(text, str) else None
+    return cell_number(told[1] if told else text)
 
 
 def amount(text: str) -> float | None:
@@ -194,6 +208,25 @@ def csv_rows(path: str | os.PathLike[str], problems: Problems) -> Iterator[list[
             rule = dialect.separator == "|" and not any(cell.strip("-: ") for cell in row)  # Markdown's |---|---:|
             if any(row) and not rule:
                 yield row
+
+
+def parquet_rows(path: Path, problems: Problems) -> Iterator[list[Any]]:
+    """The columns' names, then the rows, a batch in memory at a time."""
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise ImportProblem(f'{path}: pyarrow is not installed: pip install "isoflop[parquet]"') from None
+    try:
+        with ParquetFile(path) as file:
+            yield list(file.schema_arrow.names)
+            line = 0
+            for batch in file.iter_batches(batch_size=BATCH):
+                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    line += 1
+                    problems.at = f":{line}"
+                    yield list(values)
+    except Exception as error:  # whatever pyarrow raises for a broken file
+        raise ImportProblem(f"{path}: expected a Parquet file that can be read, got {one_line(error)}") from None
 
 
 def decoded(stream: BinaryIO, dialect: Dialect, problems: Problems) -> Iterator[str]:

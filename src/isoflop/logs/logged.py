@@ -294,12 +294,47 @@ def losses_of(logged: Logged, answers: Answers) -> Losses:
             losses.units[name] = "bits per byte"
         if unit != "nats":
             losses.notes.append(f"{name} ({plain(column, 40)}) is {CONVERTED[unit]}")
-        if name == "train" and name not in answers.given.loss:
-            _doubt_sum(logged, column, losses)
+        if name not in answers.given.loss:
+            _doubt_multiple(logged, column, by_loss.get(name, ()), losses)
+            if name == "train":
+                _doubt_sum(logged, column, losses)
         losses.averaged |= unit == "mean" or (name == "train" and column == "isoflop/loss")
         losses.columns[name] = _converted(logged.columns[column], unit)
+        if name != "train" and (first := _firsts(losses.columns[name])) is not None:
+            losses.notes.append(f"{plain(column, 40)} repeats each value until the next one: the first of each counts")
+            losses.columns[name] = first
         losses.taken[name] = column
     return losses
+
+
+def _firsts(column: Column) -> Column | None:
+    """The first of equal values in a row, where all values come equally often, twice or more; None: they don't."""
+    steps, values, _ = column.arrays()
+    new = np.flatnonzero(np.append(True, np.diff(values) != 0)) if len(steps) else steps
+    often = np.diff(new)
+    return column.taken(new) if len(new) > 2 and often.min() > 1 and np.ptp(often) <= 1 else None
+
+
+def _doubt_multiple(logged: Logged, column: str, others: Sequence[str], losses: Losses) -> None:
+    """Of two columns for one loss one may be a multiple of the other: a sum over devices or micro-batches."""
+    for other in others:
+        one, two = role_of(column), role_of(other)
+        if other == column or one is None or two is None or one.unit != two.unit or "own" in (one.kind, two.kind):
+            continue
+        with np.errstate(all="ignore"):
+            ratio = np.divide(*_beside(logged, other, column))
+        middle = float(np.median(ratio)) if len(ratio) else math.nan
+        if abs(middle - 1) > CLOSE and len(ratio) > 2 and np.ptp(ratio) < CLOSE * abs(middle) / 10:
+            told = f"{plain(other, 40)} is {middle:.3g} times {plain(column, 40)} at each step"
+            losses.doubts.append(f"{told}: which is the mean per token? Name it with --loss COLUMN")
+            return
+
+
+def _beside(logged: Logged, one: str, other: str) -> tuple[Array, Array]:
+    """The values of two columns at the steps that they share."""
+    (steps, values, _), (at, theirs, _) = logged.columns[one].arrays(), logged.columns[other].arrays()
+    _, mine, place = np.intersect1d(steps, at, return_indices=True)
+    return values[mine], theirs[place]
 
 
 def _doubt_sum(logged: Logged, column: str, losses: Losses) -> None:
@@ -340,13 +375,11 @@ def _by_perplexity(logged: Logged, column: str, others: Sequence[str], losses: L
     beside = next((name for name in others if (role := role_of(name)) and role.unit == "ppl" and name != column), None)
     if beside is None:
         return "nats"
-    steps, values, _ = logged.columns[column].arrays()
-    at, ppl, _ = logged.columns[beside].arrays()
-    common, mine, theirs = np.intersect1d(steps, at, return_indices=True)
+    values, ppl = _beside(logged, column, beside)
     with np.errstate(all="ignore"):
-        ratio = np.log(ppl[theirs]) / values[mine]
-        ratio = ratio[np.isfinite(ratio) & (values[mine] > 0.1)]
-    if not len(common) or not len(ratio):
+        ratio = np.log(ppl) / values
+        ratio = ratio[np.isfinite(ratio) & (values > 0.1)]
+    if not len(ratio):
         return "nats"
     middle = float(np.median(ratio))
     if abs(middle - 1) < CLOSE:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -20,6 +20,10 @@ from isoflop.record.run import Status
 Kind = Literal["loss", "tokens", "step tokens", "samples", "flops", "rate", "step", "size", "own"]
 
 _WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
+_WITH_UNIT = re.compile(r"([kmbtg])(tok(?:en)?s?|steps?|iters?)")  # kstep, Btok, Gtokens
+_POWER = re.compile(r"\s*(?:[\[(]\s*[x×*]?|/)\s*(?:10(?:\^([-−]?\d+)|([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)|0(0+))|1e([+-]?\d+))\s*[\])]?$")
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻−", "0123456789--")
+_LOG_OF_PERPLEXITY = re.compile(r"(?<![a-z])(?:log|ln)[ _.-]?(?:ppl|perplexity)", re.IGNORECASE)  # not `log/ppl`
 _UNITS = {
     **dict.fromkeys(("k", "thousand", "thousands"), 1e3),
     **dict.fromkeys(("m", "million", "millions", "mio", "mln"), 1e6),
@@ -40,6 +44,8 @@ TRAINING, EVALUATIONS = _TRAIN, _words_of("eval evaluation val valid validation"
 _PURE = _words_of("nll ce xent crossentropy lm")
 """Of several losses of one kind these leave out what is added to the cross-entropy."""
 _PERPLEXITY = _words_of("ppl perplexity")
+_NO_TOKENS = _words_of("byte bytes word words char chars character characters")
+"""What a perplexity may be of other than a token."""
 _LOSS = _words_of("loss losses bpb") | _PURE - {"lm"} | _PERPLEXITY
 _COMMON = _words_of(
     "lm clm mlm language model modeling causal cross entropy mean avg average global total final step epoch batch iter "
@@ -68,6 +74,7 @@ _A_STEP = _words_of("step batch iteration iter update")
 _SAMPLE = _words_of("sample samples sequences examples")
 _FLOP = {"flop": 1.0, "flops": 1.0, "gflops": 1e9, "tflops": 1e12, "pflops": 1e15, "petaflops": 1e15, "eflops": 1e18}
 _STEP = _words_of("step steps iter iters iteration iterations update updates it")
+_THOUSANDS = _words_of("k thousand thousands m million millions")
 _STEPPED = _TRAIN | _words_of("trainer global optimizer opt optim num n current completed the done progress at")
 _PARAMETER = _words_of("params parameters param parameter")
 _BODY = _words_of("non noembed nonemb nonembed nonembedding excluding without no")
@@ -116,8 +123,16 @@ def words(name: str) -> list[str]:
 
     >>> words("train/CE loss"), words("metrics/eval/LanguageCrossEntropy")
     (['train', 'ce', 'loss'], ['metrics', 'eval', 'language', 'cross', 'entropy'])
+    >>> words("Gtokens")
+    ['b', 'tokens']
     """
-    return [word.lower() for word in _WORDS.findall(name)]
+    found = (word.lower() for word in _WORDS.findall(name))
+    return [part for word in found for part in _parts_of(word)]
+
+
+def _parts_of(word: str) -> tuple[str, ...]:
+    told = _WITH_UNIT.fullmatch(word)
+    return (word,) if told is None else (told[1].replace("g", "b"), told[2])
 
 
 @functools.lru_cache(maxsize=50_000)
@@ -134,6 +149,8 @@ def role_of(name: str) -> Role | None:
     if letter := _LETTER.fullmatch(name):  # `N`, `D (B)`
         factor = _UNITS[letter[2].lower()] if letter[2] else 1.0
         return Role(_LETTERS[letter[1]], {"N": "N", "L": "train"}.get(letter[1], ""), 5, factor)
+    if power := _POWER.search(name):
+        return _powered(role_of(name[: power.start()]), power)
     found = words(name)
     if not found or len(found) > 24:
         return None
@@ -141,6 +158,17 @@ def role_of(name: str) -> Role | None:
         if (role := rule(name, found)) is not None:
             return role
     return _loss(name, found)
+
+
+def _powered(role: Role | None, power: re.Match[str]) -> Role | None:
+    """The role of a column in units of a power of ten: `tokens [1e9]`, `lr (x10⁻⁴)`, `step/1000`; else None.
+
+    Counts are in units above one, rates below: with the other sign it may be the value that was multiplied.
+    """
+    exponent = int((power[1] or power[2] or power[4] or str(2 + len(power[3]))).translate(_RAISED))
+    if role is None or role.kind in ("loss", "own") or (exponent < 0) != (role.kind == "rate"):
+        return None
+    return replace(role, factor=role.factor * float(f"1e{exponent}"))
 
 
 def kind_of(name: str) -> Kind | None:
@@ -168,13 +196,14 @@ def _loss(name: str, found: list[str]) -> Role | None:
     found, told = _without_unit(found)
     heads = {*found} & _LOSS | ({"ce"} if {"cross", "entropy"} <= {*found} else set())
     by_epoch = ("epoch", "loss") in pairwise(found)  # Keras logs `epoch_loss` by epochs
-    logarithm = "ln" in found or re.search(
-        r"log\d|log\s*\(", name
-    )  # log10_loss, log(loss); a log loss is a cross-entropy
-    if not heads or by_epoch or logarithm or {*found} & _OTHER:
+    is_nats = _LOG_OF_PERPLEXITY.search(name) is not None
+    logarithm = not is_nats and ("ln" in found or re.search(r"log\d|log\s*\(", name))  # log10_loss, log(loss)
+    perplexity = not is_nats and bool(heads & _PERPLEXITY)
+    of_others = perplexity and not _NO_TOKENS.isdisjoint(found)
+    if not heads or by_epoch or logarithm or of_others or {*found} & _OTHER:
         return None
-    unit = told or ("bpb" if "bpb" in heads else "ppl" if heads & _PERPLEXITY else "")
-    rest = {word for word in found if not word.isdigit()} - _LOSS - _COMMON
+    unit = told or ("bpb" if "bpb" in heads else "ppl" if perplexity else "")
+    rest = {word for word in found if not word.isdigit()} - _LOSS - _COMMON - ({"ln"} if is_nats else set())
     if found[-1] == "value":  # Megatron's `lm loss value`; a value loss is an agent's
         rest.discard("value")
     pure = bool({*found} & _PURE or "cross" in found)
@@ -189,7 +218,7 @@ def _without_unit(found: list[str]) -> tuple[list[str], str]:
     there = {*found}
     if {"bits", "per", "byte"} <= there:
         return ["bpb", *(word for word in found if word not in ("bits", "per", "byte"))], ""
-    if not there & {"nats", "bits"} and ("per", "token") not in pairwise(found):
+    if there == {"bits"} or (not there & {"nats", "bits"} and ("per", "token") not in pairwise(found)):
         return found, ""
     left = [word for word in found if word not in ("nats", "bits", "per", "token")]
     return ["loss", *left] if "bits" in there else left, "bits" if "bits" in there else ""
@@ -252,16 +281,15 @@ def _rate(name: str, found: list[str]) -> Role | None:
     told = "lr" in there or ("learning" in there and "rate" in there)
     if not told or there & (_NOT_A_RATE | _LOSS):
         return None
-    unit = re.search(r"\((\d+(?:\.\d+)?(?:e[+-]?\d+)?)\)", name)  # verl's lr(1e-3)
     rank = len(name) + (100 if "group" in there or name.startswith("lr-") else 0)
-    return Role("rate", rank=rank, factor=float(unit[1]) if unit else 1.0)
+    return Role("rate", rank=rank)
 
 
 def _step(name: str, found: list[str]) -> Role | None:
     there = {*found}
     if name == "time/batch":  # Composer's
         return Role("step", rank=1)
-    factor, left = unit_of(found) if there & {"k", "thousand", "thousands"} else (1.0, there)
+    factor, left = unit_of(found) if there & _THOUSANDS else (1.0, there)
     if not there & _STEP or not left <= _STEP | _STEPPED:
         return None
     if factor != 1.0:
@@ -307,6 +335,26 @@ _STOPPED = re.compile(
     r"crash|fail|kill|interrupt|stop|diverg|explod|preempt|evict|oom|memory|nan\b|inf\b|early|abort|cancel|"
     "time ?out|timed|error|un(finish|success)|incomplete|prun|suspend|paus"
 )
+
+
+def flag_of(name: str) -> str | None:
+    """The split of which a column says whether a row is of it (`is_eval`, `train`), by its name."""
+    found = words(name)
+    return found[-1] if found[-1:] and found[-1] in SPLITS and found[:-1] in ([], ["is"]) else None
+
+
+def split_of(flag: str, name: str, cell: object) -> str | None:
+    """The split of a row by a cell of such a column; None: it is no flag (a column `train` may be a loss).
+
+    >>> split_of("eval", "is_eval", "1"), split_of("train", "train", False), split_of("val", "val", "1")
+    ('eval', 'eval', None)
+    """
+    said = str(cell).strip().lower()
+    if said not in _YES + _NO or (name.lower() == flag and said in ("0", "1")):
+        return None
+    return flag if said in _YES else "train" if flag in _EVAL else "eval"
+
+
 NO_END: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("status", "state"), ()),
     **dict.fromkeys(("diverged", "crashed", "failed", "stoppedearly", "earlystopped"), _YES),

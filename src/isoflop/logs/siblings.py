@@ -37,14 +37,11 @@ def joined(found: Iterable[Logged]) -> Iterator[Logged]:
     for logged in found:
         key: tuple[str, ...] = (logged.name, os.path.dirname(logged.source))
         if not logged.is_chart:
-            split, rest = _split(logged)
+            split, key = _split(logged)
             if split is None:
                 yield logged
                 continue
-            logged, key = (
-                (logged if split in TRAINING else _of_evaluation(logged, split)),
-                (*key[1:], *rest, logged.kind),
-            )
+            logged = logged if split in TRAINING else _of_evaluation(logged, split)
         others = alike.setdefault(key, [])
         same = next((i for i, other in enumerate(others) if _of_one_run(logged, other)), None)
         if same is None:
@@ -59,10 +56,14 @@ def joined(found: Iterable[Logged]) -> Iterator[Logged]:
 
 
 def _split(logged: Logged) -> tuple[str | None, tuple[str, ...]]:
-    """The split that a file is of by its name, and the name's other words; None: of none."""
+    """The split that a file is of by its name or its folder's, and what the files of one run share; None: of none."""
+    folder = os.path.dirname(logged.source)
     told = words(stem(logged.source)) if logged.kind in ("table", "lines") else []
     splits = [word for word in told if word in TRAINING | EVALUATIONS]
-    return (splits[0] if len(splits) == 1 else None), tuple(word for word in told if word not in splits)
+    if told and not splits and (word := os.path.basename(folder).lower()) in TRAINING | EVALUATIONS:
+        splits, folder = [word], os.path.dirname(folder)  # DVCLive's `train/loss.tsv`
+    rest = (word for word in told if word not in splits)
+    return (splits[0] if len(splits) == 1 else None), (folder, *rest, logged.kind)
 
 
 def _of_evaluation(logged: Logged, split: str) -> Logged:

@@ -11,6 +11,7 @@ import os
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.logs.files import (
+    PARQUET,
     ImportProblem,
     cell_number,
+    cell_step,
     csv_rows,
     head,
     is_blank,
     mixed_marks,
+    parquet_rows,
     plain,
     read_hparams,
     stem,
@@ -40,18 +44,18 @@ from isoflop.logs.names import (
     RUNS,
     SPLITS,
     fact_of,
+    flag_of,
     kind_of,
     role_of,
     run_rank,
     settings_of,
+    split_of,
     status_of,
     words,
 )
-from isoflop.lookup import one_line
 from isoflop.record.lines import Problems
 
 CHUNK = 4096
-PARQUET = b"PAR1"
 _EXPORT = re.compile(r"^(?P<run>.+) - (?P<metric>.+?)(?P<bound>__MIN|__MAX)?$")
 _TAG = re.compile(r"run-(?P<run>.+)-tag-(?P<tag>.+)")
 _OF_WANDB = {"State", "Created", "Runtime", "Sweep"}
@@ -199,25 +203,6 @@ def _by_run(
     return ["run", header[0], *metrics], by_run()
 
 
-def parquet_rows(path: Path, problems: Problems) -> Cells:
-    """The columns' names, then the rows, a batch in memory at a time."""
-    try:
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise ImportProblem(f'{path}: pyarrow is not installed: pip install "isoflop[parquet]"') from None
-    try:
-        with ParquetFile(path) as file:
-            yield list(file.schema_arrow.names)
-            line = 0
-            for batch in file.iter_batches(batch_size=CHUNK):
-                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    line += 1
-                    problems.at = f":{line}"
-                    yield list(values)
-    except Exception as error:  # whatever pyarrow raises for a broken file
-        raise ImportProblem(f"{path}: expected a Parquet file that can be read, got {one_line(error)}") from None
-
-
 # -- the runs in rows --------------------------------------------------------------------------------------------------
 
 
@@ -257,10 +242,12 @@ class Rows:
                     column.steps.extend(range(start, start + len(cells)))
                     column.values.extend(numbers)
                     continue
+            flag, of_steps = flag_of(name), kept and kind_of(name) == "step"
             for row, cell in enumerate(cells, start):
+                cell = (flag and split_of(flag, name, cell)) or cell
                 if is_blank(cell) or isinstance(cell, (bool, dict, list)):
                     continue
-                value = None if label else cell_number(cell)
+                value = None if label else (cell_step if of_steps else cell_number)(cell)
                 if kept and value is not None:
                     self.columns.add(name, row, value)
                 elif kept and (mixed := mixed_marks(cell)):
@@ -410,9 +397,11 @@ class Rows:
             self._split(metric, [values], lambda word, name: word)
         for label, column in list(self.labels.items()):
             told = any({*words(word)} & SPLITS for word in column.codes)
-            if told and run_rank(label) is None and label not in self.given.run and len(column.codes) <= 12:
+            alike = len({frozenset(words(word)) - SPLITS for word in column.codes}) == 1 < len(column.codes)
+            of_split = run_rank(label) is None or (run_rank(label) and alike)  # `c4` and `c4-val`
+            if told and of_split and label != metric and label not in self.given.run and len(column.codes) <= 12:
                 losses = [name for name in self.columns if kind_of(name) == "loss"]
-                self._split(label, losses, _of_split)
+                self._split(label, losses, _of_alike if alike else _of_split)
 
     def _names_metrics(self, label: str) -> bool:
         """True for a column of names of metrics; a `key` may tell runs apart, too."""
@@ -508,6 +497,9 @@ def _at(words: Words, rows: Codes) -> Codes:
     return np.where(own[place] == rows, codes[place], -1).astype(np.int64)
 
 
-def _of_split(word: str, name: str) -> str:
-    told = next((one for one in words(word) if one in SPLITS), word)
+def _of_split(word: str, name: str, other: str = "") -> str:
+    told = next((one for one in words(word) if one in SPLITS), other or word)
     return f"{told}/{name}"
+
+
+_of_alike = partial(_of_split, other="train")  # of `c4` and `c4-val` the first

@@ -203,6 +203,8 @@ def read_mlflow_folder(source: str, given: Given) -> list[Logged]:
                 elif fields:
                     problems.add("`milliseconds value step`", raw or "a longer line", at=f":{line}")
             told.extend(problems.all())
+    if meta.get("lifecycle_stage") == "deleted":
+        raise ImportProblem(f"{folder}: a run that was deleted in MLflow: left out")
     run_id = str(meta.get("run_id") or folder.name)
     called = meta.get("run_name") or _texts(folder / "tags").get("mlflow.runName")
     return [_of_mlflow(str(folder), run_id, called, columns, _texts(folder / "params"), meta, problems=tuple(told))]

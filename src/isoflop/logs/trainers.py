@@ -11,7 +11,9 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,8 @@ from isoflop.logs.files import (
 )
 from isoflop.logs.given import Given
 from isoflop.logs.logged import Column, Columns, Logged
-from isoflop.logs.names import kind_of, role_of, words
+from isoflop.logs.names import TRAINING, kind_of, role_of, words
+from isoflop.logs.steps import SHARED
 from isoflop.logs.table import Rows
 from isoflop.record.lines import Problems
 
@@ -178,6 +181,9 @@ _FORMS = (
     (re.compile(r"\bon:train (\d+(?:\.\d+)?k?)it/\S+"), lambda found: f"|step {found[1]}|"),
     (re.compile(r"^\[batch=(\d+)/\d+\](?=:?$)"), lambda found: f"|step {found[1]}]"),
     (re.compile(r"^Step\.\.\. \((\d+) \|"), lambda found: f"|step {found[1]}|"),
+    (re.compile(r"\blogging_writer\.py:\d+\] \[(\d+)\] "), lambda found: f"|step {found[1]}|"),
+    (re.compile(r"\bIter(?:ation)?(?:\(train\))? ?\[ *(\d+)/\d+\] *"), lambda found: f"|step {found[1]}|"),
+    (re.compile(r"\bloss is (?=\d)"), lambda found: "loss "),
     (re.compile(r"\b(\d+)/ *\d+ batches\b"), lambda found: f"|step {found[1]}|"),
     (re.compile(r"\b(\d+)/\d+ \[\d[\d:]*<[\d:?]+,[^,\]]*"), lambda found: f"|step {found[1]}|"),
     (re.compile(r"\bSaving dict for global step (\d+): global_step = \1\b"), lambda found: f"|eval step {found[1]}"),
@@ -185,9 +191,18 @@ _FORMS = (
 )
 """Lines that do not say what they tell, as some that do.
 
-Of llm.c, build-nanogpt, levanter, Composer, Flax, tqdm, TensorFlow's Estimator, a table of settings.
+Of llm.c, build-nanogpt, levanter, Composer, Flax, CLU, Ignite and MMEngine, MindSpore, tqdm, TensorFlow's Estimator, a
+table of settings.
 """
-_SET = re.compile(r"\bon (\w+) set\b")  # Megatron's `validation loss at iteration 10 on test set`
+_SET = re.compile(r"\bon (\w+) set\b|\bon '(\w+)' subset\b")
+"""Megatron's `validation loss at iteration 10 on test set`, fairseq's `valid on 'valid1' subset`."""
+_MARK = re.compile(
+    r"(?:^|[\[(|<]|\d\s|[:=]) *(eval|val|valid|validation|validate|evaluation|test|dev|heldout|held-out)"
+    r"(?= *(?:[\])>|,]|[:=](?! *(?:n/?a\b|none\b|null\b|nan\b|[\d.+-]|$))|results?\b|metrics\b|epoch\b|step\b))"
+    r"|(?<= - )(eval|val|valid|validation|test|dev)(?= - )",
+    re.IGNORECASE,
+)
+"""A word that marks a whole line as an evaluation's: `[VAL]`, `| valid |`, `(eval)`, `Test:`, `phase: valid,`."""
 _BAR = re.compile(r"\s*\d+%\|[^|]*\| *(\d+)/(\d+) \[")
 """A progress bar without a name, such as the Trainer's: the step, and of how many."""
 SAMPLE = 1 << 18
@@ -207,7 +222,7 @@ def read(source: str, given: Given) -> list[Logged]:
     path = Path(source)
     rows = Rows(Problems(str(path)), given)
     settings: dict[str, Any] = {}
-    start, bars = head(path, SAMPLE), _Bars()
+    start, bars, forms = head(path, SAMPLE), _Bars(), _Forms()
     with open_bytes(path) as stream:
         lines = decoded(
             stream, Dialect(dialect_of(start).encoding), Problems("")
@@ -216,6 +231,7 @@ def read(source: str, given: Given) -> list[Logged]:
             if JSON in cells and bars.seen and _is_point(cells, given) and not _has_step(cells):
                 bars.rows.append((line, cells, {}))
             elif _is_point(cells, given) or (len(rows) and _has_step(cells)):
+                forms.add(cells, len(rows))
                 rows.add(cells, line)
             elif not _has_step(cells):
                 for name, value in cells.items():
@@ -229,7 +245,41 @@ def read(source: str, given: Given) -> list[Logged]:
         raise ImportProblem(f"{path}: expected lines with a step and a loss, got none")
     _join_steps(rows.columns)
     called = stem(path) if stem(path) not in CALLED else Path(os.path.abspath(path)).parent.name
-    return rows.runs("lines", str(path), called, settings=settings, averaged=total is not None)
+    repeated = forms.left_out(rows.columns)
+    runs = rows.runs("lines", str(path), called, settings=settings, averaged=total is not None)
+    return [replace(run, notes=(*run.notes, *repeated)) for run in runs]
+
+
+class _Forms:
+    """Lines by what they tell: some of another form that repeat the step before sum up a part of the run (fairseq)."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, ...], list[int]] = {}
+        self.repeats: Counter[tuple[str, ...]] = Counter()
+        self.before: str | None = None
+
+    def add(self, cells: dict[str, Any], row: int) -> None:
+        """Note a printed line that tells a training loss."""
+        if JSON not in cells and any((role := role_of(name)) and role.name == "train" for name in cells):
+            form, step = (
+                (*sorted(cells),),
+                next((cell for name, cell in cells.items() if kind_of(name) == "step"), None),
+            )
+            self.rows.setdefault(form, []).append(row)
+            self.repeats[form] += step == self.before
+            self.before = step
+
+    def left_out(self, columns: Columns) -> list[str]:
+        """Take the losses of such lines out, where they are few; a note on them."""
+        usual = max(map(len, self.rows.values()), default=0)
+        forms = [
+            form for form, at in self.rows.items() if 2 * self.repeats[form] >= len(at) and len(at) < SHARED * usual
+        ]
+        rows = np.array([row for form in forms for row in self.rows[form]], dtype=np.int64)
+        for name in [name for name in columns if len(rows) and (role := role_of(name)) and role.name == "train"]:
+            columns[name] = columns[name].taken(~np.isin(columns[name].arrays()[0], rows))
+        told = f"{len(rows):,} lines of another form repeat the step of the line before, such as sums of an epoch"
+        return [f"{told}: their losses are left out"] if len(rows) else []
 
 
 class _Bars:
@@ -292,20 +342,24 @@ def _told(value: dict[str, Any]) -> dict[str, Any]:
     cells = flat(value)
     if {"learning_rate", "epoch"} <= cells.keys() and number(cells.get("loss")) == 0.0 and _hides_nan(cells):
         cells["loss"] = math.nan
+    for name, cell in [*cells.items()]:  # ms-swift's `"global_step/max_steps": "10/500"`
+        if name.count("/") == 1 and isinstance(cell, str) and re.fullmatch(r"\d+/\d+", cell):
+            cells |= zip(name.split("/"), cells.pop(name).split("/"), strict=True)
     return {name: cell for name, cell in cells.items() if "train_runtime" not in cells or name not in ONCE} | {
         JSON: None
     }
 
 
 def _rows(value: Any, name: str = "") -> list[dict[str, Any]]:
-    """The rows of a list of objects, of lists of one length by name, or of series x and y by name (ClearML)."""
+    """The rows of a list of objects, of lists of one length by name, or of series by name (ClearML, Sacred)."""
     if isinstance(value, list):
         return value if all(isinstance(one, dict) for one in value) else []
     if not isinstance(value, dict):
         return []
     lists = {key: one for key, one in value.items() if isinstance(one, list) and one and not isinstance(one[0], dict)}
-    if {"x", "y"} <= {*lists}:
-        return [{"step": x, name: y} for x, y in zip(value["x"], value["y"], strict=False)]
+    for steps, values in (("x", "y"), ("steps", "values")):
+        if {steps, values} <= {*lists}:
+            return [{"step": x, name: y} for x, y in zip(value[steps], value[values], strict=False)]
     if lists and len({len(one) for one in lists.values()}) == 1:
         return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
     return [row for key, one in value.items() for row in _rows(one, f"{name}/{key}".strip("/"))]
@@ -360,8 +414,14 @@ def _cells(line: str) -> dict[str, Any]:
         cells = dict(printed_cells(line))
         of_steps = [words(name) for name in cells if {*words(name)} & _STEPS]
         told = next((word for found in of_steps for word in found if word in _EVALUATES), None)
-        if told and (named := _SET.search(line)) and named[1] in _EVALUATES:
-            told = named[1]
+        if (
+            not told
+            and (mark := _MARK.search(_COLOUR.sub("", line)))
+            and not any(TRAINING & {*words(x)} for x in cells)
+        ):
+            told = (mark[1] or mark[2]).lower().replace("-", "")
+        if told and (named := _SET.search(line)) and words(named[1] or named[2])[0] in _EVALUATES:
+            told = named[1] or named[2]
     return {_as_evaluated(_plain_step(name), told): cell for name, cell in cells.items()}
 
 
