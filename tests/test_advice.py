@@ -531,6 +531,15 @@ def test_what_a_size_is_judged_against(known: dict[str, Any], reason: Reason) ->
     assert isinstance(found, Advice) and found.reason is reason
 
 
+def test_no_size_is_named_that_is_far_smaller_than_any_of_a_published_sweep() -> None:
+    """42k parameters on 5T tokens heard "train about 289k parameters on 5.78M tokens": 1e13 FLOPs, over 99% sure."""
+    tiny = {"N": 4.2e4, "tokens": 2.5e12, "tokens_per_step": 5e8, "flops_per_token": 2.5e5}
+    assert isinstance(found := planned(situation(**tiny), THRESHOLDS), Missing) and "three of your own" in found.why
+    assert past_efficient(situation(**tiny, rates=None, warmup_steps=0), THRESHOLDS) is None
+    small = {"N": 1e7, "tokens": 1e10, "tokens_per_step": 2e6, "flops_per_token": 6e7}
+    assert isinstance(found := planned(situation(**small), THRESHOLDS), Advice) and found.reason is Reason.TOO_SMALL
+
+
 @given(log_k=st.floats(-2, 2), C=st.floats(18, 25))
 def test_waste_is_what_the_closed_form_says(log_k: float, C: float) -> None:
     law = published("besiroglu2024").law

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count, nats, share
-from isoflop.advice.run_state import Situation, Thresholds, anything, rule, sized
+from isoflop.advice.run_state import LEAST_FLOPS, OWN_REACH, Situation, Thresholds, anything, rule, sized
 from isoflop.arrays import Array
 from isoflop.fit.alternatives import line_law
 from isoflop.fit.drifting_law import MUON_RATIO, PriorLine
@@ -71,7 +71,8 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
     waste = waste_of(law_at(run.sizes, C), N, D, run.inference_tokens or 0.0)
     low_N, high_N = interval(waste.N[1:], LEVEL)
     saved, low, high = waste.saved(LEVEL)
-    if not 1 + NARROW < high_N / low_N < (math.inf if run.line else FAR) or (low == high and saved > 0):
+    wide = not 1 + NARROW < high_N / low_N < (math.inf if run.line else FAR)
+    if wide or _beyond(run, waste) or (low == high and saved > 0):
         why = "published sweeps do not determine the best size so far away; three of your own sizes do (history=)"
         return Missing("whether the size fits the data", why, quiet=True)
     ratio, formula = f"{count(D / N)} tokens per parameter", f"C = {C / (N * D):.3g}·N·D"
@@ -114,6 +115,11 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
     )
 
 
+def _beyond(run: Situation, waste: Waste) -> bool:
+    """Whether the cheapest way to the same loss is far smaller than any run of a published sweep."""
+    return run.line is None and 6 * float(waste.N[0] * waste.D[0]) * OWN_REACH < LEAST_FLOPS
+
+
 def _clear(run: Situation, waste: Waste, larger: float, thresholds: Thresholds) -> bool:
     """Whether a size surely wastes compute, in a known direction, by a law that holds, and can't be meant."""
     if waste.at_least(thresholds.waste_sure) < thresholds.waste:
@@ -128,8 +134,7 @@ def _basis(run: Situation) -> tuple[str, ...]:
     if run.line_source or run.task.optimizer in (None, "adam"):
         return (run.line_source or PRIOR,)
     return (
-        f"{PRIOR}; they are of AdamW, and with Muon a public ladder found {MUON_RATIO:g}: wider for "
-        f"{run.task.optimizer}",
+        f"{PRIOR}; they are of AdamW, and with Muon a public ladder found {MUON_RATIO:g}: the interval is wider here",
     )
 
 
@@ -182,7 +187,7 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
         return None  # cheap to see, and the rule
     waste = waste_of(law_at(run.sizes, C), run.N, run.tokens)
     larger = float(np.mean(waste.N[1:] > run.N))
-    if waste.at_least(thresholds.waste_sure) < thresholds.waste or larger < thresholds.sure:
+    if waste.at_least(thresholds.waste_sure) < thresholds.waste or larger < thresholds.sure or _beyond(run, waste):
         return None
     ending = run.forecast if isinstance(run.forecast, Forecast) else None
     still = ""
