@@ -127,7 +127,7 @@ def _overfits(run: Situation, name: str, best: Evaluated, now: float) -> Advice:
     if run.unique_tokens is not None and run.N_non_embedding:
         needed = float(unique_tokens_needed(run.N_non_embedding))
         numbers.append(Quantity("unique tokens", run.unique_tokens, "tokens"))
-        want = f"{count(run.N_non_embedding)} parameters want {count(needed)} unique tokens or more"
+        want = f"{count(run.N_non_embedding)} parameters (non-embedding) want {count(needed)} unique tokens or more"
         if needed > run.unique_tokens:
             text = f" {want} (Kaplan et al. 2020, eq. 4.4); there are {count(run.unique_tokens)}."
     return Advice(

@@ -17,9 +17,10 @@ from isoflop.arrays import Array
 from isoflop.console import by_reason
 from isoflop.figures.figure import Axis, Scale, Shades
 from isoflop.figures.text import Indices, counted, listed, loss_label, parameters, unique_names
-from isoflop.fit.approaches import ApproachComparison, NoApproach, compare_approaches, side_by_side
+from isoflop.fit.approaches import ApproachComparison, NoApproach, compare_approaches, posterior_approach, side_by_side
 from isoflop.fit.law_fit import LawFit, fit_law
 from isoflop.fit.optimal_line import Approach
+from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.robust import describe_outliers, kept_rows
 from isoflop.fit.runs import RunCurve, RunEnd, check_runs, curve_of_run, end_of_curve, ends_before
 from isoflop.fit.sources import describe_alike, groups_of, shared_loss, tells_kinds
@@ -266,9 +267,18 @@ class Study:
         """Why an approach is not among them."""
         return self._approaches[1]
 
+    @cached_property
+    def posterior(self) -> Posterior | None:
+        """Of the counted runs: by it `fit` and `plan` name a best size; None: there is no law to draw."""
+        if self.law is None or self.fit is None:
+            return None
+        N, D, L = (self.columns[name] for name in ("N", "D", "loss"))
+        left_out = self.fit.left_out or None
+        return posterior_of_runs(N, D, self.C, L, labels=kinds_of(self.counted), left_out=left_out)
+
     def fit_all(self) -> None:
         """Fit now, in this thread, what would be fitted when it is first asked for."""
-        _ = self._fitted, self._approaches
+        _ = self._fitted, self._approaches, self.posterior
 
     def with_fit_of(self, earlier: Study, waiting: str) -> Study:
         """These curves with the fit of an earlier study of some of them, while a new fit is made.
@@ -279,14 +289,17 @@ class Study:
         ends = tuple(rests.get(end.run_id) or replace(end, left_out=end.left_out or waiting) for end in self.ends)
         made = replace(self, ends=ends, loss=earlier.loss, convention=earlier.convention)
         earlier.fit_all()
-        vars(made).update(_fitted=earlier._fitted, _approaches=earlier._approaches)
+        vars(made).update({name: getattr(earlier, name) for name in ("_fitted", "_approaches", "posterior")})
         return made
 
     def compared(self, C: float | None = None) -> ApproachComparison | None:
-        """The approaches side by side, at ten times the largest run's compute by default."""
+        """The posterior, and the approaches beside it, at ten times the largest run's compute by default."""
         if not self.approaches:
             return None
-        return compare_approaches(self.approaches, float(self.C.max()) * BEYOND if C is None else C)
+        C = float(self.C.max()) * BEYOND if C is None else C
+        own = () if self.posterior is None else (self.posterior.towards(C),)
+        leads = (posterior_approach(each, each.line(C), self.level) for each in own)
+        return compare_approaches((*leads, *self.approaches), C)
 
     @cached_property
     def shades(self) -> Array:

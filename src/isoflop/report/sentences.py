@@ -21,14 +21,14 @@ import numpy as np
 
 import isoflop
 from isoflop.figures import RunCurve, Study
-from isoflop.figures.study import BEYOND, CONSTANTS, compute_label, kinds_of
+from isoflop.figures.study import BEYOND, CONSTANTS, compute_label
 from isoflop.figures.text import counted, counted_as, listed, loss_label, name_of, sentence
-from isoflop.fit.approaches import BINS, approach_3
+from isoflop.fit.approaches import BINS, POSTERIOR, Row, approach_3
 from isoflop.fit.drifting_law import SPLIT_SD
 from isoflop.fit.holdout import Extrapolation, held_out
 from isoflop.fit.law_fit import DELTA
 from isoflop.fit.plan import expected_loss
-from isoflop.fit.posterior import Posterior, posterior_of_runs
+from isoflop.fit.posterior import Posterior
 from isoflop.fit.robust import describe_outliers
 from isoflop.fit.trust import Trust, trust_of
 from isoflop.fit.uncertainty import FEW
@@ -47,11 +47,15 @@ NEAR = 0.03
 
 @dataclass(frozen=True)
 class Headline:
-    """Sentences: the result, the first one by itself; what supports it; what speaks against relying on it."""
+    """Sentences: the result, the first one by itself; what supports it; what speaks against relying on it.
+
+    `C`: FLOPs that the best size is named for.
+    """
 
     says: tuple[str, ...]
     sure: tuple[str, ...] = ()
     unsure: tuple[str, ...] = ()
+    C: float | None = None
 
 
 def holdout(study: Study) -> Extrapolation | str:
@@ -63,11 +67,10 @@ def holdout(study: Study) -> Extrapolation | str:
 
 def headline(study: Study, held: Extrapolation | str) -> Headline:
     """The headline of a study, whose hold-out test (`holdout`) gave `held`."""
-    if study.law is None or study.scatter is None:
+    own = study.posterior
+    if own is None or study.scatter is None:
         return Headline((*_no_law(study), *_under_way(study.curves)))
     N, D, L = (study.columns[name] for name in ("N", "D", "loss"))
-    left_out = (study.fit.left_out if study.fit is not None else ()) or None
-    own = posterior_of_runs(N, D, study.C, L, labels=kinds_of(study.counted), left_out=left_out)
     trust = trust_of((study.C, N, D, L), study.fit, own, held=held)
     sure, unsure = [], []
     half, nine = (f"{off:.2%}" for off in study.scatter)
@@ -81,9 +84,12 @@ def headline(study: Study, held: Extrapolation | str) -> Headline:
         (sure if trust.predicts else unsure).append(sentence(held.verdict))
     if not trust.describes and study.fit is not None and not study.fit.poor:
         unsure.append(sentence(trust.doubts[0]))
-    if (compared := study.compared()) is not None and compared.pairs:
-        telling = [row.name for row in compared.rows if row.a_interval and np.ptp(row.a_interval) < TELLING]
-        apart = [pair for pair in compared.pairs if not pair.overlap]
+    near = trust.predicts is False or bool(study.doubts)
+    C = float(study.C.max()) * (1 if near else BEYOND)
+    if (compared := study.compared(C)) is not None and len(study.approaches) > 1:
+        rows = compared.rows[1:]  # of the approaches: the posterior rests on the same runs as they do
+        telling = [row.name for row in rows if row.a_interval and np.ptp(row.a_interval) < TELLING]
+        apart = [pair for pair in compared.pairs if not pair.overlap and POSTERIOR not in (pair.first, pair.second)]
         unsure += [
             f"{_short_name(pair.first).capitalize()} and {_short_name(pair.second)} disagree on the exponent of N: "
             "their intervals do not overlap."
@@ -93,9 +99,8 @@ def headline(study: Study, held: Extrapolation | str) -> Headline:
             *names, last = map(_short_name, telling)
             sure.append(f"The intervals of {', '.join(names)} and {last} for the exponent of N overlap.")
     unsure += [*map(sentence, study.doubts), *_outliers(study)]
-    grows = [] if trust.predicts is False else _exponents(study)
-    near = trust.predicts is False or bool(study.doubts)
-    return Headline((_law(study, trust), *grows, _next(study, own, near)), tuple(sure), tuple(unsure))
+    grows = [] if trust.predicts is False or compared is None else [_exponents(compared.rows[0], study.level)]
+    return Headline((_law(study, trust), *grows, _next(study, own, C)), tuple(sure), tuple(unsure), C)
 
 
 def power_of_ten(value: float) -> str:
@@ -149,15 +154,13 @@ def _outliers(study: Study) -> list[str]:
     ]
 
 
-def _exponents(study: Study) -> list[str]:
-    law = next((each for each in study.approaches if each.number == 3), None)
-    if law is None or "a" not in law.intervals:
-        return []
-    low, high = law.intervals["a"]
-    return [
-        f"With more compute C the best size grows as C^{law.a:.3f} ({study.level:.0%} interval {low:.3f} to "
-        f"{high:.3f}), the best number of tokens as C^{law.b:.3f}: {_leaning(low, high)}"
-    ]
+def _exponents(best: Row, level: float) -> str:
+    """By the posterior, as the best size."""
+    low, high = best.a_interval or (best.a, best.a)
+    return (
+        f"With more compute C the best size grows as C^{best.a:.3f} ({level:.0%} interval {low:.3f} to "
+        f"{high:.3f}), the best number of tokens as C^{best.b:.3f}: {_leaning(low, high)}"
+    )
 
 
 def _leaning(low: float, high: float) -> str:
@@ -178,11 +181,11 @@ def _leaning(low: float, high: float) -> str:
     return "which of them should grow faster is open."
 
 
-def _next(study: Study, own: Posterior, near: bool) -> str:
-    """The best size at ten times the largest run's compute, or `near` at it: `fit` and `plan`'s."""
+def _next(study: Study, own: Posterior, C: float) -> str:
+    """The best size at a budget, by the posterior, as of `fit` and `plan`; the law alone beside it."""
     assert study.law is not None
     largest = float(study.C.max())
-    C = largest if near else largest * BEYOND
+    near = largest == C
     own = own.towards(C)
     sizes, line = np.exp(own.log_sizes(C)), own.line(C)
     best = float(np.median(sizes))

@@ -138,7 +138,7 @@ def figure_answer(
 
 
 def fit_answer(study: Study, state: str) -> dict[str, Any]:
-    """The fitted law and the three approaches side by side, or why there are none; `state` is that of `Drawn`."""
+    """The fitted law, the posterior and the approaches beside it, or why there are none; `state` is that of `Drawn`."""
     if state == "fitting":
         return {"state": state}
     fit, compared = study.fit, study.compared() if study.counted else None

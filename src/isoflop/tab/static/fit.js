@@ -44,6 +44,10 @@ function law({law: text, constants, level}) {
   );
 }
 
+const LEADS =
+  'The posterior, of these runs and published sweeps, is what the planner answers by; the approaches of Hoffmann et al. 2022 ' +
+  'are of these runs alone, approach 3 the fitted law extrapolated as it stands.';
+
 function approaches({approaches: found, without, C, level}) {
   const rows = found.map(({name, a, b, N, D}) => [
     name,
@@ -57,7 +61,8 @@ function approaches({approaches: found, without, C, level}) {
   return element(
     'div',
     {},
-    element('h3', {}, `The three approaches of Hoffmann et al. 2022, ${percent(level)} intervals`),
+    element('h3', {}, `Compute-optimal size and tokens, ${percent(level)} intervals`),
+    element('p', {class: 'small'}, LEADS),
     found.length ? table(heads, rows, {class: 'numbers approaches'}) : null,
     list(without.map(({name, reason}) => `${name} gives no estimate: ${reason}`), {class: 'without'}),
   );

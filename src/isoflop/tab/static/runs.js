@@ -269,7 +269,7 @@ function tip(run) {
     run.path,
     [run.stopped, run.rose].filter(Boolean).join('; '),
     `${STATUS[stateOf(run)]}, step ${run.step === null ? '–' : run.step.toLocaleString('en')}`,
-    `N ${short(run.N)} ${run.convention ?? ""} · D ${short(run.D)} tokens without padding · C ${power(run.C)} FLOPs`,
+    `N ${short(run.N)}${counting([run])} · D ${short(run.D)} tokens without padding · C ${power(run.C)} FLOPs`,
     ...Object.entries(run.losses).map(([name, value]) => `${name} ${loss(value)} nats${age(run, name)}`),
     run.whole ? '' : 'read in part so far',
     run.problems ? counted(run.problems, 'line or value was', 'lines or values were') + ' skipped in reading' : '',
@@ -333,7 +333,7 @@ export class RunTable {
     const columns = COLUMNS.map((column, i) => [i, ...column]).filter(([i, , known]) => !i || runs.some((run) => (known(run) ?? null) !== null));
     const heads = columns.map(([i, name]) =>
       element('th', {'aria-sort': i === this.column ? (this.down ? 'descending' : 'ascending') : 'none'},
-        element('button', {type: 'button', onclick: () => this.sort(i)}, name)));
+        element('button', {type: 'button', onclick: () => this.sort(i)}, name === 'N' ? `N${counting(runs)}` : name)));
     const rows = sorted.map((run) =>
       element('tr', {class: run === pinned ? 'pinned' : ''}, ...columns.map(([i, , known, text]) =>
         element('td', {}, i ? null : this.pin(run), text(run), known === evaluation ? apart(run, pinned) : null))));
@@ -356,6 +356,12 @@ export class RunTable {
     this.column = i;
     this.show(this.runs);
   }
+}
+
+/** How N is counted, where all runs that state it count it alike. */
+function counting(runs) {
+  const ways = new Set(runs.filter(({N}) => N).map(({convention}) => convention));
+  return ways.size === 1 ? `, ${[...ways][0].replace('non embedding', 'non-embedding')}` : '';
 }
 
 /** How far the evaluation that two finished runs share lies from the pinned run's; of others there is no difference. */
