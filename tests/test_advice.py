@@ -267,8 +267,8 @@ tune the learning rate again with the batch.
         },
         Severity.WARNING,
         """The loss on c4 has risen from 2.800 to 3.000 nats per token since step 2,000, while the training loss fell: \
-the model overfits. 1.2B parameters (non-embedding) want 26.2B unique tokens or more (Kaplan et al. 2020, eq. 4.4); there \
-are 1B.
+the model overfits. 1.2B parameters (non-embedding) want 26.2B unique tokens or more (Kaplan et al. 2020, eq. 4.4); \
+there are 1B.
   Do: stop and keep the checkpoint of step 2,000; the next run wants more data, fewer epochs, a smaller model or more \
 regularisation.
   Based on: this run's losses.
