@@ -154,6 +154,13 @@ def test_heavy_operators_without_a_formula_are_named():
         torch.nn.functional.bilinear(torch.randn(2, 3), torch.randn(2, 4), torch.randn(5, 3, 4))
         torch.relu(torch.randn(3)).cumsum(0)
     assert counter.without_formula == {"aten::_fft_r2c", "aten::_trilinear"}
+    x = torch.eye(4)
+    with FlopCounter() as counter:
+        torch.linalg.eigh(x), torch.linalg.solve_triangular(x, x, upper=True), torch.matrix_exp(x)
+        torch.linalg.vector_norm(x), torch.linalg.cross(x[:, :3], x[:, 1:])
+    assert counter.without_formula == {
+        f"aten::{name}" for name in ("_linalg_eigh", "linalg_solve_triangular", "linalg_matrix_exp")
+    }
 
 
 def test_higher_order_operators_count_what_is_inside():

@@ -113,10 +113,9 @@ _NAMED: dict[str, Formula] = {}
 
 WITHOUT_PRODUCTS = {"aten", "prims", "c10d", "_c10d_functional", "_dtensor", "fsdp", "profiler", "inductor"}
 """Namespaces of torch's own operators, which multiply next to nothing where they have no formula …"""
-HEAVY = {
-    *("_trilinear", "_cdist_forward", "_fft_r2c", "_fft_c2r", "_fft_c2c", "_weight_int4pack_mm"),
-}
-"""… but for these."""
+HEAVY = {"_trilinear", "_cdist_forward", "_fft_r2c", "_fft_c2r", "_fft_c2c", "_weight_int4pack_mm"}
+DECOMPOSES = re.compile(r"_?linalg_(?!check_errors|vector_norm|cross|diagonal)|cholesky_|lu_|triangular_|geqrf|ormqr")
+"""… but for these: decompositions and solvers cost as much as products of their matrices."""
 
 BATCHED_PRODUCTS = {aten.bmm, aten.baddbmm}
 
@@ -180,7 +179,8 @@ def real_products(packet: Any, output: Any) -> int:
 
 def counted_for_nothing(packet: Any, namespace: str) -> bool:
     """True if an operator without a formula may compute much: it is custom, or one of torch's heavy ones."""
-    return namespace not in WITHOUT_PRODUCTS or packet.__name__ in HEAVY
+    name = packet.__name__
+    return namespace not in WITHOUT_PRODUCTS or name in HEAVY or DECOMPOSES.match(name) is not None
 
 
 def is_attention_kernel(packet: Any) -> bool:
