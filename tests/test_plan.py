@@ -16,6 +16,7 @@ from fits import reference
 from isoflop import plan
 from isoflop.fit import Option, Plan, Price, compare_options, fit_law, isoflop_profiles, parse_option
 from isoflop.laws import FORMS, HOFFMANN, Law, optimal_allocation, published
+from isoflop.laws.papers import published_names
 
 PORIAN = "porian_refinedweb.csv"
 Columns = dict[str, np.ndarray]
@@ -176,6 +177,57 @@ def test_fixed_tokens() -> None:
     assert with_law.intervals is not None
     assert with_law.intervals["D"] == (1e12, 1e12)
     assert with_law.intervals["loss"][0] < with_law.intervals["loss"][1]
+
+
+def test_the_loss_of_repeated_tokens_has_no_cliff() -> None:
+    """It rises from that of unique ones as the stock shrinks, up to 16 passes; its doubt grows with what it adds."""
+    free = plan(1e22)
+    passes = np.geomspace(1 + 1e-9, 15.9, 12)
+    found = [free.loss_at(free.N, free.D), *(plan(1e22, unique_tokens=free.D / k).loss_at(free.N, free.D) for k in passes)]
+    losses, ends = (np.array([each[k] for each in found]) for k in (0, 1))
+    assert losses[1] == pytest.approx(losses[0], abs=1e-7) and losses[0] == free.L
+    assert (np.diff(losses[1:]) > 0).all() and np.diff(losses).max() < 0.03
+    widths = np.log(ends[:, 1] / ends[:, 0])
+    assert widths[1] == pytest.approx(widths[0], rel=1e-6) and widths[-1] > 1.2 * widths[0]
+    assert plan(1e22, unique_tokens=free.D / 17).loss_at(free.N, free.D)[0] is None
+
+
+def test_repeated_tokens_cost_what_they_cost_muennighoff() -> None:
+    """Runs that see tokens up to 16 times, against those of one epoch with as many: 80% intervals hold."""
+    with reference("datablations.csv").open() as file:
+        rows = [{name: float(row[name]) for name in ("N", "D", "U", "loss", "epochs")} for row in csv.DictReader(file)]
+    once: dict[tuple[float, float], list[float]] = {}
+    cases: dict[tuple[float, float, float], list[tuple[float, float]]] = {}
+
+    def size(row: dict[str, float]) -> tuple[float, float]:
+        return round(np.log(row["N"]), 2), round(np.log(row["D"]), 1)
+
+    for row in rows:
+        if row["epochs"] <= 1:
+            once.setdefault(size(row), []).append(row["loss"])
+    for row in rows:
+        N, D, beside = row["N"], row["D"], once.get(size(row))
+        if not (beside and 1.5 < row["epochs"] < 16 and 10 < D / N < 40):
+            continue
+        asked = plan(6 * N * D, unique_tokens=row["U"])
+        said, first = asked.loss_at(N, D), plan(6 * N * D).loss_at(N, D)
+        if said[0] and said[1] and first[0] and first[1]:
+            cost, measured = np.log(said[0] / first[0]), np.log(row["loss"] / np.mean(beside))
+            doubt = np.log(said[1][1] / said[0]) ** 2 - np.log(first[1][1] / first[0]) ** 2
+            cases.setdefault((*size(row), round(row["epochs"])), []).append(((measured - cost), np.sqrt(max(doubt, 0))))
+    inside = [abs(off) < max(doubt, 0.004) for off, doubt in (np.mean(each, axis=0) for each in cases.values())]
+    assert len(inside) > 20 and 0.72 <= np.mean(inside) <= 0.95
+
+
+def test_served_sizes_are_in_doubt_of_the_trade_off_too() -> None:
+    """The budget pins N where serving takes most of it; D then depends on the exponents, which published laws differ in."""
+    for served in (0.0, 3e13):
+        answer = plan(1e22, inference_tokens=served)
+        low, high = answer.intervals["D"]  # type: ignore[index]
+        others = [row for row in answer.alternatives if row.name in published_names() and "kaplan" not in row.name]
+        assert np.mean([low <= row.D <= high for row in others]) > 0.75
+    row = next(row for row in answer.alternatives if row.name == "D = 20·N")
+    assert row.tokens_per_param == pytest.approx(20) and 6 * row.N * row.D + 2 * row.N * 3e13 == pytest.approx(1e22)
 
 
 def test_inference_wants_a_smaller_model_trained_longer() -> None:

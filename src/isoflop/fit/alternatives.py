@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.arrays import Array
-from isoflop.fit.drifting_law import PriorLine
+from isoflop.fit.drifting_law import EXPONENT_SD, RATIO, PriorLine
 from isoflop.fit.law_fit import LawFit
 from isoflop.fit.posterior import Posterior
 from isoflop.fit.profiles import TOLERANCE, isoflop_profiles
 from isoflop.laws.forms import HOFFMANN, TRAINING_FLOPS, Convention, Law
-from isoflop.laws.frontier import Allocation, Frontier, short
+from isoflop.laws.frontier import INFERENCE_FLOPS, Allocation, Frontier, short
 from isoflop.laws.papers import Published, published, published_names
 from isoflop.record.run import DEFAULT_N
 
@@ -115,23 +115,22 @@ def law_through(
         log_N: ln N_opt at C.
         C: training FLOPs.
         exponent: a, kept within .05 to .95.
-        draws: of ln N_opt; draws of A carry them.
+        draws: of ln N_opt; draws of A carry them, of α and β how far published laws differ in trade-offs.
         flops_per_param_token: C/(N·D).
         convention: which parameters N counts.
     """
     shape = published(SHAPE).law
     assert shape is not None
     total = shape.constants["alpha"] + shape.constants["beta"]
-    beta = min(max(exponent, 0.05), 0.95) * total
-    alpha, B = total - beta, shape.constants["B"]
-    z = np.concatenate([[log_N], [] if draws is None else draws])
-    log_G = z - beta / total * np.log(C / flops_per_param_token)
-    A = beta * B / alpha * np.exp(total * log_G)
-    constants = {"E": shape.constants["E"], "A": float(A[0]), "B": B, "alpha": alpha, "beta": beta}
-    if draws is None:
-        return Law(HOFFMANN, constants, convention)
-    drawn = {name: np.full(len(draws), value) for name, value in constants.items()} | {"A": A[1:]}
-    return Law(HOFFMANN, constants, convention, drawn)
+    a, count = min(max(exponent, 0.05), 0.95), 0 if draws is None else len(draws)
+    off = np.concatenate([np.zeros((2, 1)), np.random.default_rng(0).standard_normal((2, count))], axis=1)
+    alpha, beta = np.array([[1 - a], [a]]) * total * np.exp(EXPONENT_SD * off)
+    log_G = np.append(log_N, [] if draws is None else draws) - beta / (alpha + beta) * np.log(C / flops_per_param_token)
+    E, B = shape.constants["E"], shape.constants["B"]
+    A = beta * B / alpha * np.exp((alpha + beta) * log_G)
+    every = dict(zip("E A B alpha beta".split(), np.broadcast_arrays(E, A, B, alpha, beta), strict=True))
+    drawn = {name: value[1:] for name, value in every.items()}
+    return Law(HOFFMANN, {name: float(value[0]) for name, value in every.items()}, convention, drawn if count else None)
 
 
 def law_of_published(source: Published, C: float) -> tuple[Law, bool]:
@@ -165,13 +164,12 @@ REFERENCE = "chinchilla-refit"
 
 def other_laws(question: Question, besides: str = "") -> tuple[tuple[Alternative, ...], tuple[str, ...]]:
     """The published laws' answers, 20 tokens per parameter first; and why some have none."""
-    prior = line_law(PriorLine(question.flops), question.flops, DEFAULT_N)
-    sources: list[tuple[str, Law, bool, str]] = [("D = 20·N", prior, False, "")]
+    sources: list[tuple[str, Law, bool, str]] = []
     for name in published_names():
         entry = published(name)
         if entry.allocates or (entry.law is not None and set(entry.law.form.variables) == {"N", "D", "U"}):
             sources.append((name, *law_of_published(entry, question.flops), entry.note))
-    rows, without = [], []
+    rows, without = [] if question.tokens is not None else [_at_ratio(question)], []
     for name, law, states_loss, note in sources:
         if name == besides or (question.tokens is not None and not states_loss):
             continue  # where D is fixed so is N: only losses differ
@@ -183,6 +181,14 @@ def other_laws(question: Question, besides: str = "") -> tuple[tuple[Alternative
         except ValueError as error:
             without.append(f"{name} has no answer here: {error}")
     return tuple(rows), tuple(without)
+
+
+def _at_ratio(question: Question) -> Alternative:
+    """20 tokens per parameter whatever is served or repeated: what of the question's FLOPs that takes."""
+    train, serve = TRAINING_FLOPS * RATIO, 0.0 if question.beside else INFERENCE_FLOPS * question.inference_tokens
+    N = (math.hypot(serve, 2 * math.sqrt(train * question.flops)) - serve) / (2 * train)
+    N = min(N, math.sqrt(question.training / train))
+    return Alternative(f"D = {RATIO:g}·N", N, RATIO * N, RATIO, convention=DEFAULT_N)
 
 
 def own_fits(

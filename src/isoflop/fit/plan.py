@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,10 @@ SUPPORTED = (5.0, 200.0)
 SAME_LOSS, FEW_FLOPS = 1.002, 0.5
 """Repeated tokens are the limit where less than this share of the FLOPs comes within this factor of the loss."""
 MOST_EPOCHS = 16.0
-"""Passes beyond which a repeated token is worth next to nothing (Muennighoff et al. 2023, R_D*)."""
+"""Passes beyond which a repeated token is worth next to nothing (Muennighoff et al. 2023, R_D*); in their runs the loss
+of 20 tokens per parameter then rises far above that law."""
+REPEATED_SD = 0.5
+"""Standard deviation of what repeating tokens costs in ln L, over what that law says."""
 DEARER, MOSTLY_SERVED = 1.02, 0.9
 """Loss over the optimum's at fixed tokens, and serving's share of the budget, from which on they are doubted."""
 UNLIKE_ADAM = (
@@ -268,17 +272,31 @@ class _Source:
     missed: float = 0.0
 
     def loss(self, question: Question, N: float, D: float) -> ExpectedLoss:
-        """Of N parameters on D tokens; a line, which knows the best size alone, says nothing of repeated tokens."""
+        """Of N parameters on D tokens, of which those seen again count less after Muennighoff et al. 2023."""
         if self.no_loss:
             return None, None, self.no_loss
-        if self.line and not (question.unique_tokens is not None and question.unique_tokens < D):
-            return expected_loss(N, D, self.own, question.level, self.missed)
         if self.line:
-            return None, None, "tokens repeat (--law muennighoff2023 states a loss)"
+            once = expected_loss(N, D, self.own, question.level, self.missed)
+            epochs = 1.0 if question.unique_tokens is None else D / question.unique_tokens
+            return once if epochs <= 1 else self._repeated(question, N, D, epochs, once)
         if not self.states_loss:
             return None, None, "the source states none"
         rows = question.frontier(self.law).loss(np.array([N]), np.array([D]))
         return float(rows[0]), interval(rows[1:], question.level) if len(rows) > 1 else None, self.method
+
+    def _repeated(self, question: Question, N: float, D: float, epochs: float, once: ExpectedLoss) -> ExpectedLoss:
+        """The loss where tokens repeat, from that of as many unique ones."""
+        if epochs > MOST_EPOCHS:
+            many = f"tokens repeat {short(epochs)} times; from {MOST_EPOCHS:g} on the loss may rise again"
+            return None, None, f"{many} (--law muennighoff2023, which can't rise, states one)"
+        N, D = question.frontier(replace(self.law, draws=None), self.rate).seen_once(N, D)
+        loss, between, said = expected_loss(N, D, self.own, question.level, self.missed)
+        if loss is None or between is None or once[0] is None:
+            return loss, between, said
+        doubt = REPEATED_SD * NormalDist().inv_cdf((1 + question.level) / 2) * math.log(loss / once[0])
+        low, high = (math.hypot(math.log(end / loss), doubt) for end in between)
+        worth = f"tokens seen {short(epochs)} times are worth {short(D)} unique ones (Muennighoff et al. 2023)"
+        return loss, (loss * math.exp(-low), loss * math.exp(high)), f"{said}; {worth}"
 
 
 def _by_law(question: Question, law: str | Law | Published) -> _Source:
@@ -477,7 +495,7 @@ def _answer(question: Question, source: _Source) -> Plan:
         names = ("N", "D", "flops", "tokens_per_param", *(["loss"] if source.states_loss else []))
         given = vars(found) | known
         intervals = {name: found.intervals.get(name, (given[name], given[name])) for name in names}
-    if source.line and not repeats:
+    if source.line:
         L, between, said = source.loss(question, found.N, found.D)
         notes += (said,)
         if L is not None and between is not None:

@@ -164,6 +164,19 @@ def effective_amount(amount: Array, base: Array, R_star: Array) -> Array:
     return U - U * R_star * np.expm1(-(amount / U - 1) / R_star)
 
 
+def effective_amounts(
+    N: Array, D: Array, U: Array, *, A: Array, B: Array, alpha: Array, beta: Array, R_D_star: Array, R_N_star: Array
+) -> tuple[Array, Array]:
+    """N' and D' of N parameters on D tokens seen, U unique ones there are.
+
+    D' discounts tokens seen again, worth 1/e of a new one after R_D* repetitions, N' parameters beyond U_N, the
+    compute-optimal N for the U_D = min(U, D) unique tokens seen: section 3.1, eq. 5 and 6.
+    """
+    unique = np.minimum(U, D)
+    U_N = hoffmann_optimal_parameters(unique, A=A, B=B, alpha=alpha, beta=beta)
+    return effective_amount(N, U_N, R_N_star), effective_amount(D, unique, R_D_star)
+
+
 @floats
 def muennighoff_loss(
     N: Array,
@@ -178,16 +191,12 @@ def muennighoff_loss(
     R_D_star: Array,
     R_N_star: Array,
 ) -> Array:
-    """L = E + A/N'^α + B/D'^β with repeated data: section 3.1, eq. 5, 6 and 17; D tokens seen, U unique ones there are.
+    """L = E + A/N'^α + B/D'^β with repeated data: section 3.1, eq. 17; N' and D' are `effective_amounts`.
 
-    D' discounts tokens seen again, worth 1/e of a new one after R_D* repetitions, N' parameters beyond U_N, the
-    compute-optimal N for the U_D = min(U, D) unique tokens seen. So with no token repeated it is Hoffmann's law up to
-    that N; beyond, N' < N and the loss is higher.
+    So with no token repeated it is Hoffmann's law up to U_N; beyond, N' < N and the loss is higher.
     """
-    unique = np.minimum(U, D)
-    U_N = hoffmann_optimal_parameters(unique, A=A, B=B, alpha=alpha, beta=beta)
-    effective_N, effective_D = effective_amount(N, U_N, R_N_star), effective_amount(D, unique, R_D_star)
-    return hoffmann_loss(effective_N, effective_D, E=E, A=A, B=B, alpha=alpha, beta=beta)
+    worth = effective_amounts(N, D, U, A=A, B=B, alpha=alpha, beta=beta, R_D_star=R_D_star, R_N_star=R_N_star)
+    return hoffmann_loss(*worth, E=E, A=A, B=B, alpha=alpha, beta=beta)
 
 
 # -- Clark et al. 2022 (arXiv:2202.01169): mixtures of experts ---------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 
 from isoflop.arrays import Array
 from isoflop.console import Shown
-from isoflop.laws.forms import FORMS, HOFFMANN, TRAINING_FLOPS, Convention, Law
+from isoflop.laws.forms import FORMS, HOFFMANN, TRAINING_FLOPS, Convention, Law, effective_amounts
 from isoflop.laws.optimum import (
     Cost,
     best_at_budget,
@@ -47,7 +47,7 @@ REPETITION = {"R_D_star": np.array(R_D_STAR), "R_N_star": np.array(R_N_STAR)}
 """How fast repeated tokens and excess parameters lose value: Muennighoff et al. 2023, digits of their repository."""
 REPEATED = (
     f"repeated tokens are worth less after Muennighoff et al. 2023 (R_D* = {R_D_STAR:.3g}, R_N* = {R_N_STAR:.3g}), "
-    "which their runs hardly determine: no interval here includes that"
+    "which their runs hardly determine: no interval of N, D or a published law's loss includes that"
 )
 
 
@@ -159,6 +159,13 @@ class Frontier:
             form, constants = FORMS["muennighoff"], {**constants, **REPETITION}
         with np.errstate(all="ignore"):
             return form.at({"N": N, "D": D, "U": U}, constants)
+
+    def seen_once(self, N: float, D: float) -> tuple[float, float]:
+        """N and D, all of its tokens unique, that N on D of this stock are worth by a law of Hoffmann's form."""
+        constants = {name: np.asarray(self.law.constants[name]) for name in ("A", "B", "alpha", "beta")} | REPETITION
+        stock = D if self.unique_tokens is None else self.unique_tokens
+        (here, tokens), (free, _) = (effective_amounts(*map(np.asarray, (N, D, U)), **constants) for U in (stock, D))
+        return float(N * here / free), float(tokens)
 
     @property
     def _closed(self) -> bool:
