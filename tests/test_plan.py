@@ -183,7 +183,10 @@ def test_the_loss_of_repeated_tokens_has_no_cliff() -> None:
     """It rises from that of unique ones as the stock shrinks, up to 16 passes; its doubt grows with what it adds."""
     free = plan(1e22)
     passes = np.geomspace(1 + 1e-9, 15.9, 12)
-    found = [free.loss_at(free.N, free.D), *(plan(1e22, unique_tokens=free.D / k).loss_at(free.N, free.D) for k in passes)]
+    found = [
+        free.loss_at(free.N, free.D),
+        *(plan(1e22, unique_tokens=free.D / k).loss_at(free.N, free.D) for k in passes),
+    ]
     losses, ends = (np.array([each[k] for each in found]) for k in (0, 1))
     assert losses[1] == pytest.approx(losses[0], abs=1e-7) and losses[0] == free.L
     assert (np.diff(losses[1:]) > 0).all() and np.diff(losses).max() < 0.03
@@ -221,7 +224,7 @@ def test_served_sizes_are_in_doubt_of_the_trade_off_too() -> None:
         others = [row for row in answer.alternatives if row.name in published_names() and "kaplan" not in row.name]
         assert np.mean([low <= row.D <= high for row in others]) > 0.75
     row = next(row for row in answer.alternatives if row.name == "D = 20·N")
-    assert row.tokens_per_param == pytest.approx(20) and 6 * row.N * row.D + 2 * row.N * 3e13 == pytest.approx(1e22)
+    assert row.tokens_per_param == pytest.approx(20) and pytest.approx(1e22) == 6 * row.N * row.D + 2 * row.N * 3e13
 
 
 def test_inference_wants_a_smaller_model_trained_longer() -> None:

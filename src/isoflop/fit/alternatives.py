@@ -128,7 +128,7 @@ def law_through(
     log_G = np.append(log_N, [] if draws is None else draws) - beta / (alpha + beta) * np.log(C / flops_per_param_token)
     E, B = shape.constants["E"], shape.constants["B"]
     A = beta * B / alpha * np.exp((alpha + beta) * log_G)
-    every = dict(zip("E A B alpha beta".split(), np.broadcast_arrays(E, A, B, alpha, beta), strict=True))
+    every = dict(zip(["E", "A", "B", "alpha", "beta"], np.broadcast_arrays(E, A, B, alpha, beta), strict=True))
     drawn = {name: value[1:] for name, value in every.items()}
     return Law(HOFFMANN, {name: float(value[0]) for name, value in every.items()}, convention, drawn if count else None)
 
