@@ -196,7 +196,7 @@ def test_the_loss_of_repeated_tokens_has_no_cliff() -> None:
 
 
 def test_repeated_tokens_cost_what_they_cost_muennighoff() -> None:
-    """Runs that see tokens up to 16 times, against those of one epoch with as many: 80% intervals hold, or seeds' .4%."""
+    """Runs that see tokens up to 16 times against runs of one epoch: 80% intervals hold, beside seeds' .4%."""
     with reference("datablations.csv").open() as file:
         rows = [{name: float(row[name]) for name in ("N", "D", "U", "loss", "epochs")} for row in csv.DictReader(file)]
     runs: dict[tuple[float, float, float], list[tuple[float, float, float, float]]] = {}
@@ -217,7 +217,7 @@ def test_repeated_tokens_cost_what_they_cost_muennighoff() -> None:
 
 
 def test_served_sizes_are_in_doubt_of_the_trade_off_too() -> None:
-    """The budget pins N where serving takes most of it; D then depends on the exponents, which published laws differ in."""
+    """The budget pins N where serving takes most of it; D then depends on exponents, in which laws differ."""
     for served in (0.0, 3e13):
         answer = plan(1e22, inference_tokens=served)
         low, high = answer.intervals["D"]  # type: ignore[index]
