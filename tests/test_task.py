@@ -247,6 +247,21 @@ def test_a_table_of_time_steps_beside_convolutions_is_no_text(kind: type[nn.Modu
     assert describe_task(RunInfo(), model).modality == modality
 
 
+class Halves(nn.Module):
+    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+
+def test_an_encoder_beside_a_decoder_is_sequence_to_sequence() -> None:
+    """Both were causal language models. Of a recurrent model of words they are its table and its head."""
+    half = lambda: nn.Sequential(nn.Embedding(300, 8), nn.Linear(8, 8))  # noqa: E731
+    words = Halves(nn.Embedding(300, 8), nn.Linear(8, 300))
+    torchs = nn.ModuleList([nn.Embedding(300, 8), nn.Transformer(8, 2, 1, 1, 16, batch_first=True)])
+    found = [describe_task(RunInfo(), model).objective for model in (Halves(half(), half()), torchs, words)]
+    assert found == ["seq2seq", "seq2seq", None]
+
+
 def test_smoothed_labels_are_a_loss_of_their_own() -> None:
     net = nn.Sequential(nn.Embedding(300, 8), nn.Linear(8, 300), nn.CrossEntropyLoss(label_smoothing=0.1))
     assert "smoothed by 0.1" in describe_task(RunInfo(), net).unlike_pretraining
@@ -325,9 +340,16 @@ def one_hot(net: nn.Module, rows: torch.Tensor) -> torch.Tensor:
     return -(F.one_hot(rows[:, 1:], 300) * net(rows[:, :-1]).log_softmax(-1)).sum(-1).mean()
 
 
+def masked(net: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """Of every fifth token alone."""
+    chosen = rows % 5 == 0
+    return F.cross_entropy(net(rows)[chosen], rows[chosen])
+
+
 @pytest.mark.parametrize(
     ("loss_of", "start"),
     [
+        (masked, "training from scratch: a model on text; (the loss is of a part of the tokens)"),
         (causal, "training from scratch: a model on text"),
         (by_hand, "training from scratch: a model on text"),
         (one_hot, "training from scratch: a model on text"),

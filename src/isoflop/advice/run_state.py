@@ -282,7 +282,7 @@ def anything(run: Situation) -> str:
 def falling_loss(run: Situation) -> str:
     """The domain of rules on curves: the loss measures progress, and falls."""
     no_measure = run.task.objective in ("reinforcement", "generative") and "objective" not in run.task.given
-    return "its loss is no measure of progress" if no_measure else ""
+    return "it is no measure of progress" if no_measure else ""
 
 
 def pretraining(run: Situation) -> str:

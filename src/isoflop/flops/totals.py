@@ -148,19 +148,20 @@ NODES = 512
 def operators_of(loss: Any) -> frozenset[str]:
     """Autograd's operators between a loss and the matrix products before it, such as "NllLoss"; none: not known.
 
-    And "LogSoftmax, all of it" where no target picks from it: a teacher's distribution, smoothed labels. A graph
-    outlives its backward pass, without the values in it.
+    And "LogSoftmax, all of it" where no target picks from it: a teacher's distribution, smoothed labels; "Index, of
+    logits" where a part of the positions is taken. A graph outlives its backward pass, without the values in it.
     """
-    seen: set[tuple[Any, bool]] = set()
+    seen: set[tuple[Any, str]] = set()
     names: set[str] = set()
-    todo: list[tuple[Any, bool]] = [(getattr(loss, "grad_fn", None), False)]
-    for node, picked in todo:  # grows as it goes
+    todo: list[tuple[Any, str]] = [(getattr(loss, "grad_fn", None), "all of it")]
+    for node, of in todo:  # grows as it goes
         name = "" if node is None else _GENERATED.sub("", node.name())
-        if not name or _PRODUCT.search(name) or (node, picked) in seen or len(seen) >= NODES:
+        if not name or _PRODUCT.search(name) or (node, of) in seen or len(seen) >= NODES:
             continue
-        seen.add((node, picked))
-        names |= {name, *([] if picked else [f"{name}, all of it"])}
-        todo += [(each, picked or _PICKS.match(name) is not None) for each, _ in node.next_functions]
+        seen.add((node, of))
+        names |= {name, f"{name}, {of}"}
+        of = "of logits" if name == "LogSoftmax" else "picked" if _PICKS.match(name) and of == "all of it" else of
+        todo += [(each, of) for each, _ in node.next_functions]
     return frozenset(names)
 
 

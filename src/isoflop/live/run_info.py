@@ -205,7 +205,7 @@ def describe_task(run: RunInfo, model: nn.Module | None, given: Any = None) -> T
     adapted = any(each.requires_grad and _ADAPTERS.search(name.lower()) for name, each, _ in parameters)
     losses = (m.label_smoothing for m in model.modules() if isinstance(m, nn.CrossEntropyLoss))
     return recognise(
-        [*run.trainer, *_class_names(model)],
+        [*run.trainer, *_class_names(model), *["EncoderDecoder"] * _has_two_halves(model)],
         inputs=next(
             (str(m.main_input_name) for m in model.modules() if isinstance(_get(m, "main_input_name"), str)), None
         ),
@@ -219,6 +219,17 @@ def describe_task(run: RunInfo, model: nn.Module | None, given: Any = None) -> T
         smoothing=max([run.label_smoothing, *losses]),
         **known,
     )
+
+
+def _has_two_halves(model: nn.Module) -> bool:
+    """Whether an encoder stands beside a decoder, as networks: of one matrix each they are a table and a head."""
+    for module in model.modules():
+        inside = dict(module.named_children())
+        halves = [inside[name].parameters() for name in ("encoder", "decoder") if name in inside]
+        two = len(halves) == 2 and all(sum(p.dim() > 1 for p in half) > 1 for half in halves)
+        if two or isinstance(module, nn.TransformerDecoderLayer):
+            return True
+    return False
 
 
 def _begins_as(one: torch.Tensor, other: torch.Tensor) -> bool:

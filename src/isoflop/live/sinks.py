@@ -417,11 +417,12 @@ def _verdict(
     if run.batch is not None:
         tokens, critical, least = run.batch.tokens, run.batch.critical, Thresholds.batch_small
         low, high = critical.interval(0.8)
-        share_of = f"{tokens / critical.value:.2g} of the critical size, 80%: {tokens / high:.2g} to {tokens / low:.2g}"
+        times = f"{tokens / critical.value:.2g} [{tokens / high:.2g}, {tokens / low:.2g}] times"
+        share_of = f"{times} the critical size"
         within = critical.probability_below(tokens / least)
         within -= critical.probability_below(tokens / Thresholds.batch_large)
         if not batch and within < Thresholds.sure:
-            batch = f"{share_of}: neither surely fine nor surely not"
+            batch = f"{share_of}, where {least:g} to {Thresholds.batch_large:g} is fine"
     if batch and scale is not None:
         batch += f"; the noise scale so far is {count(scale)} tokens"
     loss = falling_loss(run) or loss_unjudged

@@ -76,6 +76,8 @@ NOTHING = 0.01
 LEAST_VOCABULARY = {"step": 32, "interval": 256}
 """Whose first loss, or mean of the first log interval, is judged. Smaller ones are of bases and digits; a model from
 scratch learns the frequencies of some more, and falls below `KNOWS`, within an interval."""
+_PARTS = frozenset(("Index, of logits", "IndexSelect, of logits", "MaskedSelect, of logits"))
+"""Operators by which a loss is of a part of the positions, as a masked model's."""
 NEAR, SUM = 0.15, 100.0
 """How near the first loss over ln V is to the number of micro-batches where losses were summed over them; and from
 which on it is a sum, whatever of: models of a bad initialisation begin at some tens."""
@@ -187,7 +189,8 @@ class Task:
         """
         least = (vocabulary or 0) >= LEAST_VOCABULARY[of]
         found = self._compared(first_loss if least else None, made_by)
-        if predicted is not None and predicted < PREDICTED and self.objective in (None, "causal"):
+        some = (predicted is not None and predicted < PREDICTED) or not _PARTS.isdisjoint(made_by)
+        if some and self.objective in (None, "causal"):
             found = replace(found, partial=True)
         language = found.objective in (None, *LANGUAGE)
         if first_loss is None or not language or self.loss != PLAIN or not least:
