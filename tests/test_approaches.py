@@ -274,6 +274,16 @@ def test_an_envelope_of_noisy_curves_does_not_lie_far_below_the_truth():
     assert abs(excess(loss_envelope(noisy), TWENTY)) < 0.001
 
 
+def test_resampled_sets_of_many_runs_choose_from_the_foremost(monkeypatch):
+    """As from all of them, in time that does not grow with the runs."""
+    noisy = curves(TWENTY, np.geomspace(1e7, 1e10, 150), noise=0.01, points=20)
+    found = loss_envelope(noisy)
+    monkeypatch.setattr("isoflop.fit.approaches.FOREMOST", len(noisy))
+    assert loss_envelope(noisy).intervals == found.intervals
+    monkeypatch.setattr("isoflop.fit.approaches.FOREMOST", 1)  # too few, or this would show nothing
+    assert loss_envelope(noisy).intervals != found.intervals
+
+
 def test_a_margin_keeps_noise_at_the_ends_from_flattening_the_line(monkeypatch):
     """30 sets of 25 runs whose losses differ by .003: the mean of a, and 90% intervals that cover."""
     monkeypatch.setattr("isoflop.fit.approaches.DRAWS", 100)

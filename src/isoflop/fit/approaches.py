@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -33,6 +34,8 @@ FEWEST = 3
 BINS = 60
 """Of a curve, even in ln C; losses are averaged in each. A minimum over many noisy curves lies too low: of 100 planted
 runs with 1e5 losses each and noise of .01, a = .552 for .513 by a smoother of two points, .514 [.510, .517] by bins."""
+FOREMOST = 64
+"""Runs of each budget that resampled sets choose from: one has none of them with a probability of e^-64."""
 SHORTEST = 8
 """Points of a curve that is looked at."""
 OPEN = 0.15
@@ -139,15 +142,29 @@ class _Envelope:
 
     def __init__(self, at: Array, log_N: Array, losses: Array, tokens: Array) -> None:
         self.at, self.log_N, self.losses, self.tokens = at, log_N, losses, tokens
-        self.best = losses.argmin(axis=0)
-        reached, size = np.isfinite(losses), log_N[self.best]
-        self.below = size > np.where(reached, log_N[:, None], np.inf).min(axis=0)
-        self.above = size < np.where(reached, log_N[:, None], -np.inf).max(axis=0)
+        by_size, reached = np.argsort(log_N, kind="stable"), np.isfinite(losses)
+        by_loss = np.argsort(losses, axis=0, kind="stable")[:FOREMOST].copy()  # (a view would hold all of it)
+        ends = (runs[np.argsort(~reached[runs], axis=0, kind="stable")[:FOREMOST]] for runs in (by_size, by_size[::-1]))
+        self._orders = (by_loss, *ends)
+        self._take(np.ones(len(log_N), dtype=bool))
+
+    def _take(self, present: Mask) -> None:
+        """The foremost of these runs [n] at each budget."""
+        columns = np.arange(len(self.at))
+        first = [order[present[order].argmax(axis=0), columns] for order in self._orders]
+        best, smallest, largest = (np.where(np.isfinite(self.losses[i, columns]), self.log_N[i], np.nan) for i in first)
+        self.best = first[0]
+        self.below, self.above = best > smallest, best < largest
         self.inside: Mask = self.below & self.above
+        self.sizes = self.log_N[present]
 
     def some(self, runs: NDArray[np.intp]) -> _Envelope:
         """Of these runs alone."""
-        return _Envelope(self.at, self.log_N[runs], self.losses[runs], self.tokens[runs])
+        present = np.zeros(len(self.log_N), dtype=bool)
+        present[runs] = True
+        some = copy(self)
+        some._take(present)
+        return some
 
     def leading(self, kept: Mask) -> int:
         """How many sizes are the best at some of the budgets."""
@@ -178,7 +195,7 @@ class _Envelope:
     def lines(self) -> tuple[Array, Mask]:
         """(ln prefactor, exponent) of N and of D [2, 2], and the budgets that they rest on: inside, away from ends."""
         kept = self.inside
-        low, high = self.log_N.min() + np.log(MARGIN), self.log_N.max() - np.log(MARGIN)
+        low, high = self.sizes.min() + np.log(MARGIN), self.sizes.max() - np.log(MARGIN)
         for _ in range(3):
             columns = np.flatnonzero(kept)
             X = np.stack([np.ones(len(columns)), self.at[columns]], axis=1)
