@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -401,3 +403,55 @@ def test_what_is_read_between_log_steps(tmp_path: Path, monkeypatch: pytest.Monk
     with isoflop.Monitor(net, record_dir=tmp_path, log_every=4) as monitor, counted_syncs(monkeypatch) as found:
         plain_loop(net, batches(ROWS, 8), monitor=monitor, after_step=lambda step: found.mark(step))
     assert set(found.steps()) <= {4, 8} and found.steps()
+
+
+def test_a_step_for_each_micro_batch_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By the optimizer's own count; one call for each optimizer step, and steps that a scaler passes over, are fine."""
+
+    def train(calls_each: int, passed_over: int = 0) -> list[str]:
+        caplog.clear()
+        net = model()
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+        with isoflop.Monitor(net, optimizer=optimizer, record_dir=tmp_path, log_every=4) as monitor:
+            for i, batch in enumerate(batches(Rows(320), 8), 1):
+                loss = net(**batch)["loss"]
+                loss.backward()
+                if i % 4 == 0 and i > passed_over:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                if i % (4 // calls_each) == 0:
+                    monitor.step(loss)
+        return [text for text in caplog.messages if "micro-batch" in text]
+
+    (warning,) = train(calls_each=4)
+    assert "was called 8 times while the optimizer made 2 steps" in warning
+    assert train(calls_each=1) == train(calls_each=1, passed_over=16) == []
+
+
+@pytest.mark.parametrize(
+    ("end", "total", "status", "words"),
+    [
+        ("pass", 4, "completed", "the run is over"),
+        ("pass", 9, "interrupted", "was interrupted at step 4 of 9"),
+        ("raise SystemError", 4, "interrupted", "was interrupted at step 4 of 4"),
+        ("monitor.close()", 9, "completed", "ended at step 4 of 9"),
+    ],
+)
+def test_a_script_that_does_not_close_ends_its_record(
+    end: str, total: int, status: str, words: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, isoflop\n"
+        f"monitor = isoflop.Monitor(num_params=10, total_steps={total}, log_every=2, record_dir={str(tmp_path)!r})\n"
+        "for _ in range(4):\n"
+        "    monitor.step(2.5, tokens=100)\n"
+        "if not os.fork():\n"
+        "    raise SystemExit  # a child's end is not the run's\n"
+        "os.wait()\n"
+        f"{end}\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False)
+    run = the_run(tmp_path)
+    assert run.status == status and [point.step for point in run.points] == [2, 4], done.stderr
+    assert done.stdout.count(words) == 1 and f"Record: {run.path}\n" in done.stdout

@@ -201,9 +201,11 @@ class AdvicePart(Part):
             run = replace(self._situation(step), evaluations=self._evaluations | ends, losses=losses)
             missing = self.missing if self._started else [Missing(what, "no log step came") for what in (SIZE, BATCH)]
             known = run, step, self.current, self._judge.gone, missing, self._shape()
-            for line in closing_lines(
+            lines = closing_lines(
                 *known, self._loss_unjudged(step), self._judge.track.final, self._ended(run), completed
-            ):
+            )
+            lines[-1] += "" if self._run.record is None else f" Record: {self._run.record}"
+            for line in lines:
                 self._run.tell(line)
 
     def _loss_unjudged(self, step: LogStep) -> str:

@@ -59,8 +59,7 @@ class Monitor(PlainLoop, Display):
         optimizer: for the learning rate and the record.
         scheduler: of torch, stepped once an optimizer step: the forecast asks it for the learning rates to come.
         total_steps: planned optimizer steps of the run.
-        run_name: shown everywhere, and the name of the run's folder of TensorBoard's files below the record's folder;
-            where a run of that name is there already, with a number. Default: the record folder's name.
+        run_name: the run's, and of its folder for TensorBoard, with a number where it is taken; default: the folder's.
         run: what a trainer's adapter knows; takes the place of the four before.
         **options: see `isoflop.live.options.Options`.
 
@@ -136,6 +135,7 @@ class Monitor(PlainLoop, Display):
         folder = location_of(options.record_dir or run.record_dir)
         if plain and writes:
             run.sinks.append(TensorBoardSink(run.local(folder), run))
+            self._end_at_exit()
         self.noise = Noise(model, run, options.noise_scale, speaks=writes)
         self.recorder = Recorder(folder, named=options.record_dir is not None, run=run, writes=writes)
         self._forecast = ForecastPart(options, run, model)
@@ -312,6 +312,7 @@ class Monitor(PlainLoop, Display):
             # a trainer does not keep, through a resume, the losses since its last log step
             losses = self.steps - max(self._logged.steps, self._attempt_began_at)
             loss_sum = train_loss * losses
+        attempt(self._compare_steps)
         step, self._loss = self._now(loss_sum, losses, times=times), (0.0, 0)
         if not self._ranks.held:  # else the interval goes on until the ranks' sum
             self._logged = Interval(self.steps, self.totals, step.training_time, self.updates)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from isoflop.flops.tokens import TokenCount
@@ -13,8 +17,21 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+MICRO_BATCHES = (
+    "monitor.step() was called %d times while the optimizer made %d steps. Call it once after each optimizer step: now "
+    "steps, tokens per step and the planned end are those of micro-batches (tokens and FLOPs are right)"
+)
+FEW_CALLS = 8
+"""Since the first log step: what a gradient scaler passes over at a run's start is before it."""
+ASKED = 16
+"""Parameters whose steps are looked at; some are not trained in each step, as rare experts."""
+
+
 class PlainLoop:
     """Base of `Monitor`."""
+
+    _steps_of: tuple[int, float] | None = None
+    """Calls of `step`, and steps that the optimizer counted, at the first log step."""
 
     _marked = False
     """Inside of `accumulate`, which says what this micro-batch's tokens are."""
@@ -78,6 +95,32 @@ class PlainLoop:
             yield
         finally:
             self.leave("evaluation")
+
+    def _compare_steps(self: Any) -> None:
+        """Warn where `step` is called for each micro-batch: by what the optimizer counts itself, as Adam does."""
+        optimizer = getattr(self.run.optimizer, "optimizer", self.run.optimizer)
+        states = getattr(optimizer, "state", None) or {}
+        some = islice(states.values(), 0, None, max(1, len(states) // ASKED))
+        counts = [float(each["step"]) for each in some if isinstance(each, dict) and "step" in each]
+        if self.run.framework != "loop" or not counts:
+            return
+        steps, done = self._steps_of = self._steps_of or (self.updates, max(counts))
+        called, made = self.updates - steps, max(counts) - done
+        if called >= FEW_CALLS and called >= 2 * made > 0:
+            self.guard.once(MICRO_BATCHES, called, made)
+
+    def _end_at_exit(self: Any) -> None:
+        """Where the script ends and nobody has called `close`: the record's last point, and the lines of the end."""
+        here, alive = os.getpid(), weakref.ref(self)
+
+        def end() -> None:
+            monitor = alive()
+            if monitor is not None and monitor._opened and os.getpid() == here:  # a fork is no end
+                left = monitor.run.total_steps is not None and monitor.steps < monitor.run.total_steps
+                monitor.finish(completed=not left and getattr(sys, "last_value", None) is None)
+
+        atexit.register(end)
+        weakref.finalize(self, atexit.unregister, end)
 
     def __reduce__(self) -> Any:
         """A copy, or what arrives in another process, observes nothing: a run has one Monitor a process."""

@@ -101,7 +101,7 @@ class Recorder(Part):
                 say=self._guard.once,
                 place=self._run.place,
             )
-            self._run.run_id = self._log.run_id
+            self._run.run_id, self._run.record = self._log.run_id, self._log.location
             if self._log.attempt > 1:  # neither a new run nor a branch
                 self._run.own = self._own
             self._counting, self._task = fields["counting"], self._run.task

@@ -77,6 +77,7 @@ class RunInfo:
     lockstep: bool = False  # all ranks make as many steps; else no collective is safe: one may never come to it
     run_name: str | None = None
     run_id: str | None = None  # of the record, once that is open
+    record: Location | None = None  # the record, from then on
     own: str | None = ""
     events: Path | None = None  # TensorBoard's folder, where it is not the record's
     total_steps: int | None = None  # planned optimizer steps; None: endless or unknown
