@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.arrays import Array
-from isoflop.fit.drifting_law import EXPONENT_SD, RATIO, PriorLine
+from isoflop.fit.drifting_law import RATIO, PriorLine
 from isoflop.fit.law_fit import LawFit
 from isoflop.fit.posterior import Posterior
 from isoflop.fit.profiles import TOLERANCE, isoflop_profiles
@@ -103,6 +103,7 @@ def law_through(
     exponent: float,
     *,
     draws: Array | None = None,
+    exponent_sd: float = 0.0,
     flops_per_param_token: float = TRAINING_FLOPS,
     convention: Convention = "unknown",
 ) -> Law:
@@ -115,7 +116,8 @@ def law_through(
         log_N: ln N_opt at C.
         C: training FLOPs.
         exponent: a, kept within .05 to .95.
-        draws: of ln N_opt; draws of A carry them, of α and β how far published laws differ in trade-offs.
+        draws: of ln N_opt; draws of A carry them.
+        exponent_sd: of ln α and ln β among the draws, how far published laws differ in trade-offs.
         flops_per_param_token: C/(N·D).
         convention: which parameters N counts.
     """
@@ -124,7 +126,7 @@ def law_through(
     total = shape.constants["alpha"] + shape.constants["beta"]
     a, count = min(max(exponent, 0.05), 0.95), 0 if draws is None else len(draws)
     off = np.concatenate([np.zeros((2, 1)), np.random.default_rng(0).standard_normal((2, count))], axis=1)
-    alpha, beta = np.array([[1 - a], [a]]) * total * np.exp(EXPONENT_SD * off)
+    alpha, beta = np.array([[1 - a], [a]]) * total * np.exp(exponent_sd * off)
     log_G = np.append(log_N, [] if draws is None else draws) - beta / (alpha + beta) * np.log(C / flops_per_param_token)
     E, B = shape.constants["E"], shape.constants["B"]
     A = beta * B / alpha * np.exp((alpha + beta) * log_G)
@@ -146,13 +148,14 @@ def law_of_published(source: Published, C: float) -> tuple[Law, bool]:
     return source.law, True
 
 
-def line_law(line: PriorLine | Posterior, C: float, convention: Convention) -> Law:
+def line_law(line: PriorLine | Posterior, C: float, convention: Convention, exponent_sd: float = 0.0) -> Law:
     """A law whose optimum around C FLOPs is that of the published sweeps or of own runs, with its draws at C."""
     return law_through(
         line.at(C)[0],
         C,
         line.exponent(C),
         draws=line.log_sizes(C),
+        exponent_sd=exponent_sd,
         flops_per_param_token=line.flops_per_param_token(C),
         convention=convention,
     )

@@ -28,7 +28,7 @@ from isoflop.fit.alternatives import (
     own_fits,
     table_of,
 )
-from isoflop.fit.drifting_law import MUON_RATIO, RATIO, RATIO_SD, SPLIT, SPLIT_SD, PriorLine, known_line
+from isoflop.fit.drifting_law import EXPONENT_SD, MUON_RATIO, RATIO, RATIO_SD, SPLIT, SPLIT_SD, PriorLine, known_line
 from isoflop.fit.law_fit import fit_law
 from isoflop.fit.optimal_line import Interval, Minimum
 from isoflop.fit.posterior import Posterior, posterior_of_runs
@@ -246,7 +246,7 @@ def plan(
         f"what published families of models showed: {_describe(line)}; the ratio is that at {line.reference:.0e} "
         "FLOPs, where their laws agree best, and intervals widen away from there"
     )
-    return _answer(question, _Source(line_law(line, question.flops, DEFAULT_N), method, line=True))
+    return _answer(question, _Source(line_law(line, question.flops, DEFAULT_N, EXPONENT_SD), method, line=True))
 
 
 @dataclass(frozen=True)
@@ -367,7 +367,7 @@ def _by_runs(
         doubts = (f"{doubts[0]}; so the size is the published one, 20 tokens per parameter", *doubts[1:])
         method = f"what published families of models showed: {_describe(known)}"
     return _Source(
-        line_law(line, question.flops, convention),
+        line_law(line, question.flops, convention, EXPONENT_SD),
         method,
         line=True,
         own=posterior,
