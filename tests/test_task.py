@@ -16,7 +16,7 @@ import isoflop
 from isoflop.flops.totals import operators_of
 from isoflop.live import RunInfo, describe_task, vocabulary_of
 from isoflop.record import Task, read_runs, recognise, task_of, task_words
-from trainers import LIGHTNING_NOISE, lightning_module, lightning_trainer
+from trainers import LIGHTNING_NOISE, hf_arguments, lightning_module, lightning_trainer
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
 
@@ -360,7 +360,7 @@ def masked(net: nn.Module, rows: torch.Tensor) -> torch.Tensor:
         (partial(causal, smoothing=0.1), "a model on text; its loss is not in nats per token: its targets are distrib"),
     ],
 )
-@pytest.mark.parametrize("trainer", ["loop", "lightning"])
+@pytest.mark.parametrize("trainer", ["loop", "lightning", "transformers"])
 def test_a_loss_tells_what_is_trained_by_its_operators(
     loss_of: Any, start: str, trainer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -374,6 +374,19 @@ def test_a_loss_tells_what_is_trained_by_its_operators(
                 loss = loss_of(net, ROWS)
                 loss.backward()
                 monitor.step(loss)
+    elif trainer == "transformers":
+        transformers = pytest.importorskip("transformers")
+        from isoflop.transformers import IsoFLOPCallback
+
+        class Own(transformers.Trainer):  # type: ignore[misc,name-defined]
+            def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
+                return loss_of(model, inputs["input_ids"])
+
+        arguments = hf_arguments(tmp_path, per_device_train_batch_size=4, remove_unused_columns=False)
+        rows = [{"input_ids": row} for row in ROWS.repeat(3, 1)]
+        own = Own(model=net, args=arguments, train_dataset=rows, callbacks=[IsoFLOPCallback()])
+        own.train()
+        assert "compute_loss" not in vars(own)
     else:
         package = pytest.importorskip("lightning.pytorch")
         from isoflop.lightning import IsoFLOPMonitor

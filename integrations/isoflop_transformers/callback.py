@@ -108,6 +108,8 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
                 monitor.noise.refuse(NO_TRAINER)
             else:
                 self._split = SplitSteps(trainer, monitor)
+        if trainer is not None:
+            see_first_loss(trainer, monitor.observer.tally.see)
         monitor.start()
         self._unbegun = monitor
 
@@ -348,6 +350,23 @@ def find_trainer() -> Any:
             return owner
         frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+def see_first_loss(trainer: Any, see: Callable[[Any], None]) -> None:
+    """Show the first loss that is trained on, with its graph; from then on the Trainer's method is as it was."""
+    compute, before = trainer.compute_loss, vars(trainer).get("compute_loss")
+
+    @wraps(compute)
+    def compute_loss(*args: Any, **kwargs: Any) -> Any:
+        found = compute(*args, **kwargs)
+        loss = found[0] if isinstance(found, tuple) else found
+        if getattr(loss, "requires_grad", False) and vars(trainer).get("compute_loss") is compute_loss:
+            del trainer.compute_loss
+            vars(trainer).update({} if before is None else {"compute_loss": before})
+            attempt(see, loss)
+        return found
+
+    trainer.compute_loss = compute_loss
 
 
 class SplitSteps:

@@ -244,8 +244,8 @@ class Tally:
             self.first = as_float(loss) * scale
 
     def see(self, loss: Any) -> None:
-        """Once, what a loss with its graph is made by."""
-        if self.made_by is None:
+        """What the first loss that comes with its graph is made by."""
+        if self.made_by is None and getattr(loss, "grad_fn", None) is not None:
             self.made_by = attempt(operators_of, loss) or frozenset()
 
     def _add_finite(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
