@@ -132,6 +132,23 @@ def test_a_ladder_says_where_a_larger_run_ends_before_it_starts_and_under_way() 
     assert "6 finished runs" in before.basis[0] and "up to step 2,000" in half.basis[1]
 
 
+def test_a_ladder_is_no_surer_than_what_it_knows() -> None:
+    """A run that can't say where it ends is no evidence beside finished ones; one that can, is no surer beside them."""
+    ladder = fit_ladder(ladder_runs((5e7, 1e8)))
+    target = ladder_runs((8e8,))[0]
+    before = spoken(ladder.forecast(target.plan, N=8e8, batch_tokens=BATCH))
+    for part in (0.03, 0.06, 0.1, 0.15, 0.25, 0.5):
+        run = fed(target, part, priors=ladder.priors)
+        own, beside = (
+            run.forecast(target.plan),
+            spoken(ladder.forecast(target.plan, N=8e8, batch_tokens=BATCH, run=run)),
+        )
+        if isinstance(own, Forecast):
+            assert beside.sd >= own.sd * (1 - 1e-9)
+        else:
+            assert (beside.loss, beside.sd) == pytest.approx((before.loss, before.sd))
+
+
 def test_a_ladder_forecasts_no_loss_above_that_of_the_run_under_way() -> None:
     """A far larger model in its warm-up lay at 3.1, and was forecast to end at 6.0 ± .6."""
     ladder = fit_ladder(ladder_runs((5e7, 1e8, 2e8)))

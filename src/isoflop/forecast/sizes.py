@@ -20,7 +20,7 @@ from isoflop.arrays import Array
 from isoflop.forecast.curve import KERNELS, FeaturesPath, LossCurve, falls, kernel_gains, kernel_weights, path
 from isoflop.forecast.forecast import Forecast, NoForecast, forecast_of
 from isoflop.forecast.lr_plan import LrPlan
-from isoflop.forecast.online import OnlineForecaster, covered
+from isoflop.forecast.online import Fit, OnlineForecaster, covered
 from isoflop.forecast.posterior import CurvePosterior
 from isoflop.forecast.priors import DEFAULT_PRIORS, Priors, comparable_peak, learn_priors, read_run
 
@@ -35,9 +35,9 @@ BELIEF = ((1.4, 0.4), (1.0, 1.0), (1.0, 0.3), (0.0, 0.08), (1.0, 0.2), (0.0, 0.0
 """Prior mean and sd of e0, e1 (nats), and of level and slope in ln N of A and C over their priors' lines."""
 INDEPENDENT = 12.0
 """A curve counts as at most this many independent bins: what its form leaves out does not average away."""
-DOUBT, ALONE = 1.8, 0.7
-"""What the joint fit's spread is multiplied with beside the run's own, and where it stands alone (before a run it
-was two to three times too wide): each of four public ladders left out, the others choose the same."""
+DOUBT = 1.8
+"""What the joint fit's spread is multiplied with beside the run's own: each of four public ladders left out, the
+others choose the same."""
 LEFT_OUT = 0.002
 """Of the loss: what the form across sizes leaves out."""
 PLACES = np.linspace(-2, 2, 9)
@@ -105,17 +105,14 @@ class Ladder:
             ask = partial(self.forecast, N=N, batch_tokens=batch_tokens, run=run, step=at, level=level)
             return covered(ask, plan, now)
         fit = None if run is None else run.fit(plan)
-        own = None if fit is None or isinstance(fit, NoForecast) else fit.posterior
+        single = None if run is None else run.forecast(plan, at, level)
+        # a curve that says nothing of its own end yet is no evidence beside finished ones: there the fit is too sure
+        own = fit.posterior if isinstance(single, Forecast) and isinstance(fit, Fit) else None
         mean, sd = self._predict(plan, (N, batch_tokens, comparable_peak(plan.peak, self.optimizer)), own, float(at))
         basis = [f"{len(self.names)} finished runs: {', '.join(self.names[:6])}{'…' * (len(self.names) > 6)}"]
-        single = None
-        if run is not None and own is not None:
-            single = run.forecast(plan, at, level)
-            basis.append(f"the run's own losses up to step {run.last_step:,.0f}")
-        if isinstance(single, Forecast):
+        if run is not None and isinstance(single, Forecast):
             mean, sd = _mixed((mean, DOUBT * sd), single.normal)
-        else:
-            sd *= ALONE
+            basis.append(f"the run's own losses up to step {run.last_step:,.0f}")
         made = forecast_of(mean, sd, level=level, step=at, estimator="joint", basis=tuple(basis))
         came = np.zeros(0) if run is None else run.columns()["loss"][-3:]
         if isinstance(fit, NoForecast) and len(came) and came.max() < made.low:
@@ -251,8 +248,8 @@ def _design(size: float, gamma: float) -> Array:
     return Z
 
 
-def _mixed(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
-    """The mean by precision; its spread is no less than the smaller one, for both see the same curve."""
-    wa, wb = a[1] ** -2, b[1] ** -2
-    mean = (wa * a[0] + wb * b[0]) / (wa + wb)
-    return mean, math.hypot(min(a[1], b[1]), 0.5 * abs(a[0] - b[0]))
+def _mixed(joint: tuple[float, float], own: tuple[float, float]) -> tuple[float, float]:
+    """The mean by precision; its spread is no less than the run's own, for both see the same curve."""
+    wa, wb = joint[1] ** -2, own[1] ** -2
+    mean = (wa * joint[0] + wb * own[0]) / (wa + wb)
+    return mean, max(own[1], math.hypot(min(joint[1], own[1]), 0.5 * abs(joint[0] - own[0])))
