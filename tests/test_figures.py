@@ -165,6 +165,8 @@ def test_an_outlier_is_in_no_residual_and_its_weight_is_known(exact):
     columns["loss"][7] *= 1.5
     rough = study(table=ends_of_table(columns), convention="total", draws=60)
     assert [run.row for run in rough.fit.left_out] == [7] and exact.with_outliers is None
+    (fine, out) = [each for each in FIGURES["loss-flops"](rough).series if each.ends]
+    assert out.role == "out" and out.ends == (7,) and 7 not in fine.ends and out.name.startswith("1 outlier, left out")
     for key, x in (("residuals", rough.C), ("residuals-ratio", columns["D"] / columns["N"])):
         points = next(s for s in FIGURES[key](rough).series if s.labels)
         assert points.x == pytest.approx(np.delete(x, 7))

@@ -27,7 +27,7 @@ ELEMENTS = frozenset(
     re.findall(
         r"\w+",
         "html head meta title style body header p h1 h2 h3 div section ul li nav a main noscript figure figcaption "
-        "details summary dl dt dd table thead tbody tr th td br small b i sup span footer script",
+        "details summary dl dt dd table thead tbody tr th td br small b i sup code span footer script",
     )
 )
 """Of the page itself."""

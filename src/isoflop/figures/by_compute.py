@@ -87,7 +87,12 @@ def loss_flops(study: Study) -> Figure | NoFigure:
     if not curves and not rows:
         why = without if missing else "there are no runs"
         return NoFigure(*LOSS_FLOPS, f"no run has both a loss and its compute: {why}")
-    ends = [ends_series(study, rows, study.C[rows], study.columns["loss"][rows])] if rows else []
+    kept, L = {*study.fitted_rows.tolist()}, study.columns["loss"]
+    fine, far = [i for i in rows if i in kept], [i for i in rows if i not in kept]
+    ends = [ends_series(study, fine, study.C[fine], L[fine])] if fine else []
+    if far:
+        name = f"{counted(len(far), 'outlier', 'outliers')}, left out of the fit"
+        ends.append(ends_series(study, far, study.C[far], L[far], name, role="out", shades=None))
     fitted, bands, notes = _fitted_frontier(study)
     grey, named = unsound(study)
     axis, above = axis_of_losses(study, curves)

@@ -180,14 +180,15 @@ def clean(value: Any) -> Any:
 
 
 def powers(text: str) -> Any:
-    """A text with its powers raised, escaped.
+    """A text with its powers raised, and its code between backticks, escaped.
 
-    >>> print(powers("A/N^0.35 < C^a"))
-    A/N<sup>0.35</sup> &lt; C<sup>a</sup>
+    >>> print(powers("A/N^0.35 < C^a by `plan`"))
+    A/N<sup>0.35</sup> &lt; C<sup>a</sup> by <code>plan</code>
     """
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r"\^(-?[0-9.]*[0-9]|[a-zα-ω]\b)", r"<sup>\1</sup>", str(escape(clean(text)))))
+    text = re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(escape(clean(text))))
+    return Markup(re.sub(r"\^(-?[0-9.]*[0-9]|[a-zα-ω]\b)", r"<sup>\1</sup>", text))
 
 
 def number(value: float | None, spec: str = "") -> str:
