@@ -147,7 +147,7 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
     def _begin_split(self, split: SplitStep, trainer: Any, pl_module: Any) -> None:
         split.begin(trainer, pl_module)
 
-    @hook("Lightning: on_before_backward", "what is trained is not told by the loss")
+    @hook("Lightning: on_before_backward", "what is trained is not recognised by the loss")
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """See what the first loss is made by: its graph does not come with `on_train_batch_end`."""
         if self.monitor is not None:
