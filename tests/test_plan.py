@@ -365,8 +365,8 @@ def regrets(config: str, budgets: int, starts: int = 4) -> dict[str, list[float]
     [  # medians over the four smallest budgets, or pairs of neighbours; % of loss
         (TUNED, 1, "own", {"20:1": 0.113, "own": 0.026, "raw 3": 4.106}),
         slow(TUNED, 2, "own", {"20:1": 0.113, "own": 0.090, "raw 2": 3.582, "raw 3": 0.756}),
-        slow(TUNED_ATTENTION, 1, "own", {"20:1": 0.330, "own": 0.112, "raw 3": 2.730}),
-        (TUNED_ATTENTION, 2, "own", {"20:1": 0.330, "own": 0.063, "raw 2": 0.213, "raw 3": 1.789}),
+        slow(TUNED_ATTENTION, 1, "own", {"20:1": 0.330, "own": 0.149, "raw 3": 2.730}),
+        (TUNED_ATTENTION, 2, "own", {"20:1": 0.330, "own": 0.106, "raw 2": 0.213, "raw 3": 1.789}),
         (CHINCHILLA_WARMUP, 1, "20:1", {"20:1": 0.024, "own": 0.060, "raw 3": 6.622}),
         slow(CHINCHILLA_WARMUP, 2, "20:1", {"20:1": 0.024, "own": 0.056, "raw 2": 0.545, "raw 3": 2.570}),
     ],
@@ -389,7 +389,7 @@ def test_four_budgets_and_more_come_from_the_data() -> None:
     own = {key: np.concatenate([data[C][key] for C in budgets[:8]]) for key in ("N", "D", "loss", "C")}
     few = {key: np.concatenate([data[C][key] for C in budgets[:2]]) for key in ("N", "D", "loss", "C")}
     assert "a = 0.50" in plan(budgets[-1], own=few).method
-    assert "a = 0.61" in plan(budgets[-1], own=own).method
+    assert "a = 0.60" in plan(budgets[-1], own=own).method
 
 
 # -- money and time ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ or that is joined, and by what they can be grouped.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import re
@@ -78,11 +79,13 @@ _KINDS: dict[str, tuple[Kind, tuple[str, ...]]] = {
 """Kind and units of the columns of logs that are taken, too, where there is one alone."""
 
 
+@functools.lru_cache(maxsize=10_000)
 def plain(name: str) -> str:
     """A name in lower case, without separators and unit."""
     return re.sub(r"[\W_]+", "", unit_of(name)[0]).lower()
 
 
+@functools.lru_cache(maxsize=10_000)
 def unit_of(name: str) -> tuple[str, float]:
     """A column's name without its unit of FLOPs, and what its unit multiplies cells by.
 
