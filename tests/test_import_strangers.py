@@ -613,3 +613,12 @@ def test_rows_that_are_no_steps_have_no_batch(tmp_path: Path) -> None:
 def test_a_column_of_bits_alone_is_no_loss(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text("bits,step\n" + "".join(f"4,{s}\n" for s in STEPS))
     assert not isoflop.import_runs([tmp_path / "q.csv"]).runs
+
+
+def test_a_file_that_is_no_log_is_refused_in_two_lines(tmp_path: Path) -> None:
+    """Trax' console, whose bars look like a table's."""
+    text = lines(
+        lambda s, x: f"Step {s:6d}: train CrossEntropyLoss |  {x:.8f}\nStep {s:6d}: train         Accuracy |  0.1"
+    )
+    (tmp_path / "trax.log").write_text(text)
+    assert len(isoflop.import_runs([tmp_path / "trax.log"]).problems) == 2

@@ -123,12 +123,13 @@ def import_runs(
         names[logged.names] = None
         columns.update(logged.columns, logged.columns.unused, logged.labels, logged.settings, logged.groups)
         columns.update(role.name for name in logged.columns if (role := role_of(name)) and role.kind == "loss")
+        before, answers = len(problems), given.of(logged.names)
         problems.extend(logged.problems)
-        answers = given.of(logged.names)
         try:
             one = assembled(_with_groups(by_step(logged, given.step), answers), answers, size_of, problems)
         except NoLoss as problem:
             without.setdefault(logged.source, []).append((logged, problem))
+            del problems[before + 1 :]  # of a file that is no log, each cell would be one
         except ImportProblem as problem:
             refused.setdefault(problem.cause, []).append(logged.source)
         except RecordError as problem:
