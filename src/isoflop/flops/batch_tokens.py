@@ -84,6 +84,8 @@ class BatchTokens:
         if self._tokens_fn is not None:
             return []
         found = find_sequences(batch, self._shifted, self._tables)
+        if found:
+            self._tables = min(self._tables, 1)  # of text; a later batch as long as it has tables is no table's rows
         if not self._computed:
             return found
         key = signature(batch) if key is None else key
