@@ -29,6 +29,10 @@ def run(**known: Any) -> Situation:
     return Situation(flops_per_token=6 * (given["N"] or 0.0), **given)
 
 
+SHORT = {"N": 1.1e8, "N_non_embedding": 8.5e7, "tokens": 1e7, "tokens_per_step": 1e4}
+"""GPT-3 Small on 1e8 tokens: a size that recipes are of, and less compute than any published sweep's."""
+
+
 @pytest.mark.parametrize(
     ("known", "reason"),
     [
@@ -46,6 +50,10 @@ def run(**known: Any) -> Situation:
         ({"peak_rate": 0.03, "N": 1e4, "N_non_embedding": 1e4, "tokens": 1e5, "tokens_per_step": 1e3}, None),
         ({"peak_rate": 1.4, "N": 1e4, "N_non_embedding": 1e4, "tokens": 1e5, "tokens_per_step": 1e3}, Reason.RATE_HIGH),
         ({"peak_rate": 1e-5, "N": 1e4, "N_non_embedding": 1e4, "tokens": 1e5, "tokens_per_step": 1e3}, None),
+        ({"peak_rate": 0.018, **SHORT}, Reason.RATE_HIGH),  # 30 times GPT-3 Small's
+        ({"peak_rate": 0.018, **SHORT, "task": Task(objective="masked")}, None),
+        ({"peak_rate": 0.006, **SHORT}, None),
+        ({"peak_rate": 1e-6, **SHORT}, None),  # how low is right there is not published
         ({"peak_rate": 0.1, "own_rates": (0.05, 0.2)}, None),  # the user's own runs come first
         ({"peak_rate": 1e-4, "own_rates": (0.01, 0.02)}, Reason.RATE_LOW),
         ({"peak_rate": 1.0, "own_rates": (0.01, 0.02)}, Reason.RATE_HIGH),

@@ -55,6 +55,12 @@ def _published(recipes: dict[str, Recipe], run: Situation, anywhere: bool = Fals
     return published_values(recipes, N=N, D=D, C=6 * N * D, width=run.width) if N and D else {}
 
 
+def _of_published_size(run: Situation) -> bool:
+    """Whether a recipe was fitted to language models of this size; its rate falls with N, whatever the run's length."""
+    of_size = {name: each for name, each in RATES.items() if each.fitted and each.fitted.variable == "N"}
+    return not run.task.unlike_pretraining and bool(_published(of_size, run))
+
+
 @rule("the learning rate", _adam, at_once=True, early=True)
 def learning_rate(run: Situation, thresholds: Thresholds) -> Advice | None:
     """The peak rate lies far outside of what own runs of about this size, or published recipes, take.
@@ -66,7 +72,7 @@ def learning_rate(run: Situation, thresholds: Thresholds) -> Advice | None:
         return None
     if run.own_rates is not None:
         (low, high), whose, where = run.own_rates, "your own finished runs of about this size", "of your own runs"
-    elif rates := {} if sized(run) else _published(RATES, run, anywhere=True):
+    elif rates := _published(RATES, run, anywhere=True) if not sized(run) or _of_published_size(run) else {}:
         low, high, whose, where = min(rates.values()), max(rates.values()), ", ".join(rates), "that recipes publish"
     elif peak > off * HIGHEST_RATE:  # so high for any size
         low, high, whose, where = 0.0, HIGHEST_RATE, TRIALS, "that worked in trials with tiny models"
@@ -75,8 +81,8 @@ def learning_rate(run: Situation, thresholds: Thresholds) -> Advice | None:
     if low / off <= peak <= high * off:
         return None
     above, known = peak > high, _peak_known(run)
-    if not above and not known:
-        return None
+    if not above and (not known or (run.own_rates is None and sized(run))):
+        return None  # how low a rate suits runs shorter than any published is not known
     most = f"{count(peak / high)} times the highest" if above else f"{peak / low:.2g} of the lowest"
     middle = math.sqrt(low * high) if low else high
     return Advice(
