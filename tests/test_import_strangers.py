@@ -387,6 +387,7 @@ READ: dict[str, tuple[str, str, dict[str, float]]] = {
         lines(lambda s, x: f"step {s} | loss {x} | val: n/a | eval: 12s | next eval in 3"),
         END,
     ),
+    "marks that are no splits": ("e.log", lines(lambda s, x: f"[test] step {s} loss {x} [eval: off]"), END),
     "CLU": (
         "c.log",
         lines(
@@ -572,6 +573,7 @@ def test_ends_of_runs_are_never_one_curve(tmp_path: Path) -> None:
 
 
 DOUBTED = {
+    "tokens for steps": ("step,loss", lambda s, x: f"{s * TOKENS},{x}", "its steps lie 5,242,880 apart, as tokens or samples do"),
     "zeros for no evaluation": ("step,train_loss,val_loss", lambda s, x: f"{s},{x},{EVALUATED.get(s, 0)}", "eval/val is 0 at 9 of its 12 points"),
     "a sum over devices": ("step,loss,train/loss", lambda s, x: f"{s},{x},{x / 8}", "loss is 8 times train/loss at each step"),
 }  # fmt: skip
@@ -622,3 +624,12 @@ def test_a_file_that_is_no_log_is_refused_in_two_lines(tmp_path: Path) -> None:
     )
     (tmp_path / "trax.log").write_text(text)
     assert len(isoflop.import_runs([tmp_path / "trax.log"]).problems) == 2
+
+
+def test_a_model_for_development_is_no_evaluation(tmp_path: Path) -> None:
+    told = "".join(f"{name},{s},{x + add:.4f}\n" for name, add in (("gpt", 0.0), ("gpt-dev", 0.1)) for s, x in POINTS)
+    (tmp_path / "models.csv").write_text("model,step,loss\n" + told)
+    assert [run.points[-1].losses for run in isoflop.import_runs([tmp_path / "models.csv"]).runs] == [
+        {"train": 3.0},
+        {"train": 3.1},
+    ]

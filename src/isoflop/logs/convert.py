@@ -10,9 +10,11 @@ import hashlib
 import math
 import os
 import re
+import statistics
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +41,7 @@ FRAMEWORKS = {"huggingface": "transformers", "lightning": "lightning"}
 ALL = ("params", "tokens", "flops")
 
 FEWEST_PARAMETERS = 100_000  # Fewer are millions or billions, or a toy
+MOST_APART = 50_000  # Steps from one value to the next
 FEWEST_TOKENS = 1_000_000
 TOKENS_A_PARAMETER = (1e-3, 1e6)
 """Public runs lie between .02 and 1e4; outside N or D alone is in millions, or D counts samples or bytes of media."""
@@ -290,6 +293,9 @@ def doubts_of(
     found += _impossible(N, given, "as logged" in how or "total_flos" in how, points[-1], logged.ends)
     if "tokens" not in given:
         found += _too_fast(N, points)
+    if len(points) > 2 and (gap := statistics.median(b.step - a.step for a, b in pairwise(points))) >= MOST_APART:
+        text = f"its steps lie {gap:,.0f} apart, as tokens or samples do: are they optimizer steps?"
+        found.append(Doubt(("loss",), text, "--step COLUMN, or a log by steps"))
     config = logged.model
     vocabulary = number(config.get("vocab_size")) or number(logged.settings.get("vocab_size"))
     asked = [

@@ -63,6 +63,7 @@ _OF_WANDB = {"State", "Created", "Runtime", "Sweep"}
 Cells = Iterator[list[Any]]
 MAX_RUNS = 10_000
 FEW = 3  # Rows of a run, fewer than which make a learning rate a schedule, not one of a sweep
+_OF_DATA = {"dataset", "corpus", "tag", "key"}
 METRIC = {"metric", "tag", "key", "variable", "series", "scalar", "attribute"}
 FALLS, FEWEST = 0.5, 6  # Rank correlation and values from which on losses by row are a curve
 CHANCE = 2.2  # Standard deviations of the rank correlation of values in no order
@@ -397,8 +398,9 @@ class Rows:
             self._split(metric, [values], lambda word, name: word)
         for label, column in list(self.labels.items()):
             told = any({*words(word)} & SPLITS for word in column.codes)
-            alike = len({frozenset(words(word)) - SPLITS for word in column.codes}) == 1 < len(column.codes)
-            of_split = run_rank(label) is None or (run_rank(label) and alike)  # `c4` and `c4-val`
+            rests = {frozenset(words(word)) - SPLITS for word in column.codes}  # `c4` and `c4-val`
+            alike = not _OF_DATA.isdisjoint(words(label)) and len(rests) == 1 < len(column.codes)
+            of_split = run_rank(label) is None or (run_rank(label) and alike)
             if told and of_split and label != metric and label not in self.given.run and len(column.codes) <= 12:
                 losses = [name for name in self.columns if kind_of(name) == "loss"]
                 self._split(label, losses, _of_alike if alike else _of_split)

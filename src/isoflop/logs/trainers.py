@@ -198,7 +198,8 @@ _SET = re.compile(r"\bon (\w+) set\b|\bon '(\w+)' subset\b")
 """Megatron's `validation loss at iteration 10 on test set`, fairseq's `valid on 'valid1' subset`."""
 _MARK = re.compile(
     r"(?:^|[\[(|<]|\d\s|[:=]) *(eval|val|valid|validation|validate|evaluation|test|dev|heldout|held-out)"
-    r"(?= *(?:[\])>|,]|[:=](?! *(?:n/?a\b|none\b|null\b|nan\b|[\d.+-]|$))|results?\b|metrics\b|epoch\b|step\b))"
+    r"(?= *(?:[\])>|,]|[:=](?! *(?:(?:n/?a|none|null|nan|false|true|off|on)\b|[\d.+-]|$))"
+    r"|(?:results?|metrics|epoch|step)\b))"
     r"|(?<= - )(eval|val|valid|validation|test|dev)(?= - )",
     re.IGNORECASE,
 )
@@ -227,7 +228,7 @@ def read(source: str, given: Given) -> list[Logged]:
         lines = decoded(
             stream, Dialect(dialect_of(start).encoding), Problems("")
         )  # bytes that are no text: passed over
-        for line, cells in _document(path, start) or _quantities(bars.passing(lines)):
+        for line, cells in _document(path, start) or _quantities(bars.passing(lines), _marks_tell(start, given)):
             if JSON in cells and bars.seen and _is_point(cells, given) and not _has_step(cells):
                 bars.rows.append((line, cells, {}))
             elif _is_point(cells, given) or (len(rows) and _has_step(cells)):
@@ -377,8 +378,14 @@ def _join_steps(columns: Columns) -> None:
         joined.values.extend(steps[order].tolist())
 
 
-def _quantities(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbers of lines, or of the first of a block, with what they tell.
+def _marks_tell(start: bytes, given: Given) -> bool:
+    """Whether marks of evaluations tell lines apart: not where each of them has one (`[test]` of an environment)."""
+    lines = start.decode(dialect_of(start).encoding, "replace").splitlines()
+    return any(_is_point(_cells(line), given) and not _MARK.search(_COLOUR.sub("", line)) for line in lines)
+
+
+def _quantities(lines: Iterable[str], marks: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbers of lines, or of the first of a block, with what they tell; `marks`: of evaluations count.
 
     A block goes on to the next line with a step: others in between are not of it.
     """
@@ -388,7 +395,7 @@ def _quantities(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
             if block is not None and (inner := _INNER.fullmatch(_COLOUR.sub("", part))):
                 block[1].setdefault(inner[1], inner[2].replace(",", ""))
                 continue
-            cells = _cells(part)
+            cells = _cells(part, marks)
             heads = bool(cells) and part.rstrip().endswith(("]", "]:")) and _has_step(cells)
             if block is not None and (heads or _has_step(cells)):
                 yield block
@@ -401,7 +408,7 @@ def _quantities(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         yield block
 
 
-def _cells(line: str) -> dict[str, Any]:
+def _cells(line: str, marks: bool = True) -> dict[str, Any]:
     """The quantities of a line: of a JSON object, alone or behind a prefix, or as printed; none: it tells none."""
     start = line.find("{")
     value = _object(line[start:]) if start >= 0 else None
@@ -415,7 +422,8 @@ def _cells(line: str) -> dict[str, Any]:
         of_steps = [words(name) for name in cells if {*words(name)} & _STEPS]
         told = next((word for found in of_steps for word in found if word in _EVALUATES), None)
         if (
-            not told
+            marks
+            and not told
             and (mark := _MARK.search(_COLOUR.sub("", line)))
             and not any(TRAINING & {*words(x)} for x in cells)
         ):
