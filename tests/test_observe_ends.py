@@ -153,25 +153,29 @@ def test_one_that_goes_in_another_thread(tmp_path: Path) -> None:
 SOURCES = str(Path(isoflop.__file__).parent / "flops")
 
 
-@pytest.mark.parametrize("share", [i / 40 for i in range(40)])
-def test_ctrl_c_at_any_line_of_an_observed_step(share: float, tmp_path: Path) -> None:
-    """A user goes on after it, in a notebook; `conftest` looks whether something is still on."""
-    lines, last = 0, 0
+class CtrlC:
+    """A run of two steps, interrupted at a line of isoflop's, whose user goes on; `names`: of these functions alone."""
 
-    def in_function(frame: Any, event: str, argument: Any) -> Any:
-        nonlocal lines
-        lines += event == "line"
-        if lines == last:
+    def __init__(self, folder: Path, names: tuple[str, ...] = ()) -> None:
+        self.folder, self.names = folder, names
+        self.lines = self.last = 0
+
+    def in_function(self, frame: Any, event: str, argument: Any) -> Any:
+        self.lines += event == "line"
+        if self.lines == self.last:
             raise KeyboardInterrupt
-        return in_function
+        return self.in_function
 
-    def trace(frame: Any, event: str, argument: Any) -> Any:
-        return in_function if frame.f_code.co_filename.startswith(SOURCES) else None
+    def trace(self, frame: Any, event: str, argument: Any) -> Any:
+        ours = frame.f_code.co_filename.startswith(SOURCES)
+        return self.in_function if ours and (not self.names or frame.f_code.co_name in self.names) else None
 
-    def train() -> int:
+    def train(self, last: int = 0) -> int:
+        """How often it was interrupted."""
+        self.lines, self.last = 0, last
         net, hits = model(), 0
-        monitor = isoflop.Monitor(net, record_dir=tmp_path, log_every=1)
-        sys.settrace(trace)
+        monitor = isoflop.Monitor(net, record_dir=self.folder, log_every=1)
+        sys.settrace(self.trace)
         try:
             for _ in range(2):
                 try:
@@ -185,9 +189,51 @@ def test_ctrl_c_at_any_line_of_an_observed_step(share: float, tmp_path: Path) ->
         monitor.close()
         return hits
 
-    assert train() == 0
-    last, lines = 1 + int(share * lines), 0
-    assert train() == 1
+
+@pytest.mark.parametrize("share", [i / 40 for i in range(40)])
+def test_ctrl_c_at_any_line_of_an_observed_step(share: float, tmp_path: Path) -> None:
+    """`conftest` looks whether something is still on."""
+    run = CtrlC(tmp_path)
+    assert run.train() == 0
+    assert run.train(1 + int(share * run.lines)) == 1
+
+
+def test_ctrl_c_at_each_line_that_patches_torch(tmp_path: Path) -> None:
+    run = CtrlC(tmp_path, ("start", "leave", "_look_around", "put", "undo"))
+    assert run.train() == 0 and run.lines > 50
+    for last in range(1, run.lines + 1):
+        assert run.train(last) == 1
+        assert modes() == 0 and not torch.compile.__module__.startswith("isoflop"), last
+        assert not torch.autograd.Function.apply.__module__.startswith("isoflop"), last
+
+
+def test_what_follows_an_optimizers_step_that_failed_is_none_of_its(tmp_path: Path) -> None:
+    """A user who validates then and goes on: SGD multiplies nothing."""
+
+    class Fails(torch.optim.SGD):
+        steps = 0
+
+        def step(self, closure: Any = None) -> Any:
+            self.steps += 1
+            if self.steps < 5:
+                raise RuntimeError("out of memory")
+            return super().step(closure)
+
+    monitor, net = observed(tmp_path, log_every=1)
+    optimizer, done = Fails(net.parameters(), lr=0.1), 0
+    for _ in range(12):
+        net(**BATCH)["loss"].backward()
+        try:
+            optimizer.step()
+        except RuntimeError:
+            with torch.no_grad():
+                net.eval()(**BATCH)
+            net.train()
+        else:
+            monitor.step()
+            done += 1
+    monitor.close()
+    assert done == 8 and monitor.observer.costing.optimizer.model == 0
 
 
 @pytest.mark.parametrize("how", ["close", "exception", "operator"])

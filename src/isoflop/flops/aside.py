@@ -149,3 +149,14 @@ def _compiled_call(frame: FrameType) -> Call | None:
         return None
     call = described(unwrap(called), args, kwargs)
     return None if isinstance(call, str) else replace(call, gradients=torch.is_grad_enabled())
+
+
+def is_optimizers(frame: FrameType) -> bool:
+    """Whether an optimizer steps in this frame."""
+    return frame.f_code.co_filename.endswith("torch/optim/optimizer.py")
+
+
+def is_compiled(frame: FrameType) -> bool:
+    """Whether this frame is about to call compiled code: dynamo's wrapper with the compiler in it."""
+    ours = frame.f_code.co_filename.endswith("torch/_dynamo/eval_frame.py")
+    return ours and callable(frame.f_locals.get("callback"))

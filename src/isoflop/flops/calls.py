@@ -286,21 +286,23 @@ def listen(modules: Iterable[nn.Module], heard: Heard) -> Callable[[], None]:
     return remove
 
 
-def put(home: Any, name: str, around: Callable[[Any], Any]) -> Callable[[], None]:
-    """Replace `home.name`, if it has one, by `around(original)`. Returns the function that undoes it.
+def put(home: Any, name: str, around: Callable[[Any], Any], undos: list[Callable[[], None]] | None = None) -> None:
+    """Replace `home.name`, if it has one, by `around(original)`; `undos` gets the function that undoes it.
 
     Where somebody has put another there since, that stays.
     """
     original = vars(home).get(name) if home is not None else None
-    ours = None if original is None else around(original)
-    if ours is not None:
-        setattr(home, name, ours)
+    if original is None:
+        return
+    ours = around(original)
 
     def undo() -> None:
-        if ours is not None and vars(home).get(name) is ours:
+        if vars(home).get(name) is ours:
             setattr(home, name, original)
 
-    return undo
+    if undos is not None:
+        undos.append(undo)  # ahead of it: Ctrl-C may come in between
+    setattr(home, name, ours)
 
 
 def frames() -> Iterator[FrameType]:

@@ -28,7 +28,7 @@ from torch._subclasses import FakeTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from isoflop.flops.aside import COMPILED, StandsAside
+from isoflop.flops.aside import COMPILED, StandsAside, is_compiled, is_optimizers
 from isoflop.flops.attention import Reading
 from isoflop.flops.calls import INTERRUPTED_CALLS, Signature, frames, put
 from isoflop.flops.cost import Segment
@@ -115,7 +115,7 @@ class Observation(StandsAside):
             return False
         self._first_node = torch.autograd._get_sequence_nr()
         # a step of an optimizer has called its closure
-        self._closure = any(frame.f_code.co_filename.endswith("torch/optim/optimizer.py") for frame in around)
+        self._closure = any(map(is_optimizers, around))
         self._optimizers = int(self._closure)
         self._thread = get_ident()
         watch_backward(self)
@@ -136,7 +136,7 @@ class Observation(StandsAside):
             return BACKWARD, False
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return GRAPH, False
-        return (COMPILED, True) if any(map(_is_compiled, around)) else ("", False)
+        return (COMPILED, True) if any(map(is_compiled, around)) else ("", False)
 
     def stop(self) -> None:
         """End, and close the last segment."""
@@ -158,8 +158,9 @@ class Observation(StandsAside):
         with _lock:
             if self in _OBSERVERS:
                 _OBSERVERS.remove(self)
-            if not _OBSERVERS:
-                _patches.close()
+            while _patches and not _OBSERVERS:
+                _patches[-1]()
+                _patches.pop()  # behind it: what Ctrl-C comes into is done again
         unwatch_backward(self)
         sweep()
         if self._on and not self._handling and self not in _stack():
@@ -263,7 +264,7 @@ class Observation(StandsAside):
 
     def meets_compiled(self, frame: FrameType) -> None:
         """Compiled code is about to run, in this frame; of an optimizer, what came before it is counted."""
-        if not (self._optimizers and self._backward and not self._closure):
+        if not (self._in_optimizer() and self._backward and not self._closure):
             if self._backward and self._after is None and torch._C._current_graph_task_id() == -1:
                 self._after = self._now()
             if not self.over and not self.stands_aside(frame):
@@ -282,6 +283,13 @@ class Observation(StandsAside):
     def had_backward(self) -> None:
         """A backward pass that was not observed is over."""
         self._backward, self._closure, self._after, self._on_operator = True, False, self._now(), None
+
+    def _in_optimizer(self) -> bool:
+        """Whether an optimizer steps; torch has no hook for one whose step ended in an exception."""
+        if self._optimizers and not any(map(is_optimizers, frames())):
+            self._optimizers = 0
+            self.interrupted()
+        return self._optimizers > 0
 
     def _steps_unseen(self, optimizer: Any, *_: Any) -> None:
         if _may_multiply(optimizer):
@@ -351,7 +359,7 @@ class Observation(StandsAside):
     def _add(self, flops: int, operator: str, phase: Phase, owner: str | None) -> None:
         super()._add(flops, operator, phase, owner)
         if phase == "forward" and not torch.is_grad_enabled():
-            if self._optimizers and not self._closure:
+            if self._in_optimizer() and not self._closure:
                 self._optimizer += flops
             elif not self._differentiable:
                 self._no_grad += flops
@@ -360,7 +368,7 @@ class Observation(StandsAside):
 # -- observations that are on ------------------------------------------------------------------------------------------
 
 _OBSERVERS: list[Observation] = []
-_patches = ExitStack()
+_patches: list[Callable[[], None]] = []  # what undoes `_look_around`
 _lock = RLock()
 
 
@@ -411,9 +419,7 @@ def _look_around() -> None:
         register_optimizer_step_pre_hook(_optimizer_begins),
         register_optimizer_step_post_hook(_optimizer_ends),
     ):
-        _patches.callback(hook.remove)
-    INTERRUPTED_CALLS.append(_interrupted)
-    _patches.callback(INTERRUPTED_CALLS.remove, _interrupted)
+        _patches.append(hook.remove)
     compiler = sys.modules.get("torch._dynamo.eval_frame")
     for home, name, around in (
         (_BaseDataLoaderIter, "__next__", lambda load: _around(load, lambda o: o.pause(1), lambda o: o.pause(-1))),
@@ -424,7 +430,7 @@ def _look_around() -> None:
         (compiler, "_is_skip_guard_eval_unsafe_stance", _running_compiled),
         (compiler, "_maybe_set_eval_frame", _setting_callback),
     ):
-        _patches.callback(put(home, name, around))
+        put(home, name, around, _patches)
 
 
 def _in_child() -> None:
@@ -442,6 +448,9 @@ if hasattr(os, "register_at_fork"):
 def _interrupted() -> None:
     for observation in _here():
         observation.interrupted()
+
+
+INTERRUPTED_CALLS.append(_interrupted)
 
 
 def _optimizer_begins(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -486,7 +495,7 @@ def _applying(original: Any) -> Any:
 
 def _running_compiled(original: Any) -> Any:
     def stance() -> Any:  # what dynamo's wrapper asks before it looks at the dispatcher's state
-        for observation in _here() if _is_compiled(sys._getframe(1)) else ():
+        for observation in _here() if is_compiled(sys._getframe(1)) else ():
             observation.safely(observation.meets_compiled, sys._getframe(1))
         return original()
 
@@ -509,9 +518,3 @@ def _of_optimizer(flops: int) -> FlopCount:
 def _in_a_module() -> bool:
     """Whether a module's forward is under way (DataParallel's starts threads)."""
     return any(frame.f_code is nn.Module._call_impl.__code__ for frame in frames())
-
-
-def _is_compiled(frame: FrameType) -> bool:
-    """Whether this frame is about to call compiled code: dynamo's wrapper with the compiler in it."""
-    ours = frame.f_code.co_filename.endswith("torch/_dynamo/eval_frame.py")
-    return ours and callable(frame.f_locals.get("callback"))
