@@ -101,8 +101,7 @@ class Monitor(PlainLoop, Display):
         self._device: Device | None = None
         self._lr: Any = None
         self._held: dict[str, Any] = {"param_groups": [{"lr": None}]}  # the optimizer's attributes; none: no rate
-        self._started = self._finished = self._opened = False
-        self._uncounted = False  # steps of this run that nothing was counted of
+        self._started = self._finished = self._opened = self._uncounted = False  # steps that nothing was counted of
         self._loss = (0.0, 0)  # sum and number of losses since the last log step, over all ranks
         self._logged = Interval()
         self._attempt_began_at = self.logged_at = 0  # the last log step, whether or not logging has worked
@@ -312,7 +311,8 @@ class Monitor(PlainLoop, Display):
             # a trainer does not keep, through a resume, the losses since its last log step
             losses = self.steps - max(self._logged.steps, self._attempt_began_at)
             loss_sum = train_loss * losses
-        attempt(self._compare_steps)
+        if self._compares:
+            attempt(self._compare_steps)
         step, self._loss = self._now(loss_sum, losses, times=times), (0.0, 0)
         if not self._ranks.held:  # else the interval goes on until the ranks' sum
             self._logged = Interval(self.steps, self.totals, step.training_time, self.updates)

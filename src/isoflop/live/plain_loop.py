@@ -30,6 +30,8 @@ ASKED = 16
 class PlainLoop:
     """Base of `Monitor`."""
 
+    _compares = True
+    """It is not known yet whether `step` is called once an optimizer step."""
     _steps_of: tuple[int, float] | None = None
     """Calls of `step`, and steps that the optimizer counted, at the first log step."""
 
@@ -103,10 +105,12 @@ class PlainLoop:
         some = islice(states.values(), 0, None, max(1, len(states) // ASKED))
         counts = [float(each["step"]) for each in some if isinstance(each, dict) and "step" in each]
         if self.run.framework != "loop" or not counts:
+            self._compares = False
             return
         steps, done = self._steps_of = self._steps_of or (self.updates, max(counts))
         called, made = self.updates - steps, max(counts) - done
-        if called >= FEW_CALLS and called >= 2 * made > 0:
+        self._compares = called < FEW_CALLS or made <= 0
+        if not self._compares and called >= 2 * made:
             self.guard.once(MICRO_BATCHES, called, made)
 
     def _end_at_exit(self: Any) -> None:
