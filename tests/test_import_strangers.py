@@ -633,3 +633,44 @@ def test_a_model_for_development_is_no_evaluation(tmp_path: Path) -> None:
         {"train": 3.0},
         {"train": 3.1},
     ]
+
+
+HEALTHY = {
+    "a part that is an evaluation": ("h.log", lines(lambda s, x: f"step {s} | train: loss {x}" + f" | val: loss {x + 1}" * (s in EVALUATED))),
+    "a part in brackets": ("h.log", lines(lambda s, x: f"step {s} loss {x}" + f" [val] loss {x + 1}" * (s in EVALUATED))),
+    "two means": ("h.log", lines(lambda s, x: f"step {s}: loss {x}" + f" (train), {x + 1} (val)" * (s in EVALUATED))),
+    "an evaluation under way": ("h.log", lines(lambda s, x: f"step {s} loss {x}" + " eval: running" * (s in EVALUATED))),
+    "a logger called test": ("h.log", lines(lambda s, x: f"2024-01-01 - test - INFO - step {s} loss {x}") + "step 130 loss 3.0\n"),
+    "rows that are valid": ("h.csv", rows("step,loss,is_valid", lambda s, x: f"{s},{x},{s != 50}")),
+    "a test of the code": ("h.jsonl", jsonl([{"step": s, "loss": x, "test": True} for s, x in POINTS])),
+    "a dotted path": ("h.csv", rows("step,log.ppl", lambda s, x: f"{s},{math.exp(x)}")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HEALTHY)
+def test_words_beside_a_training_loss_make_it_no_evaluation(kind: str, tmp_path: Path) -> None:
+    name, content = HEALTHY[kind]
+    (tmp_path / name).write_text(content)
+    (run,) = isoflop.import_runs([tmp_path / name]).runs
+    losses = [point.losses.get("train") for point in run.points]
+    assert losses[:12] == [pytest.approx(x) for _, x in POINTS] and {n for p in run.points for n in p.losses} == {
+        "train"
+    }
+
+
+@pytest.mark.parametrize(
+    ("column", "runs"),
+    [("tag", ("gpt", "gpt-test")), ("key", ("gpt", "gpt-dev")), ("dataset", ("c4", "c4-train"))],
+)
+def test_runs_with_words_of_splits_in_their_names_stay_two(column: str, runs: tuple[str, str], tmp_path: Path) -> None:
+    told = "".join(f"{run},{s},{x + add:.4f}\n" for run, add in zip(runs, (0.0, 0.1), strict=True) for s, x in POINTS)
+    (tmp_path / "r.csv").write_text(f"{column},step,loss\n" + told)
+    ends = [run.points[-1].losses for run in isoflop.import_runs([tmp_path / "r.csv"]).runs]
+    assert ends == [{"train": 3.0}, {"train": 3.1}]
+
+
+def test_a_number_in_a_name_is_a_unit_of_rates_and_no_end_of_losses(tmp_path: Path) -> None:
+    form = rows("step,loss,lr (0.001),val_loss/1000,val_loss/2000", lambda s, x: f"{s},{x},0.3,{x + 1},{x + 2}")
+    (tmp_path / "r.csv").write_text(form)
+    last = isoflop.import_runs([tmp_path / "r.csv"]).runs[0].points[-1]
+    assert last.lr == pytest.approx(3e-4) and last.losses == {"train": 3.0, "eval/val/1000": 4.0, "eval/val/2000": 5.0}

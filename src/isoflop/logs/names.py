@@ -21,9 +21,13 @@ Kind = Literal["loss", "tokens", "step tokens", "samples", "flops", "rate", "ste
 
 _WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 _WITH_UNIT = re.compile(r"([kmbtg])(tok(?:en)?s?|steps?|iters?)")  # kstep, Btok, Gtokens
-_POWER = re.compile(r"\s*(?:[\[(]\s*[x×*]?|/)\s*(?:10(?:\^([-−]?\d+)|([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)|0(0+))|1e([+-]?\d+))\s*[\])]?$")
+_POWER = re.compile(
+    r"\s*(?:[\[(]\s*[x×*]?|/)\s*(?:10(?:\^([-−]?\d+)|([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)|0(0+))|1e([+-]?\d+)|0?\.(0*1))\s*[\])]?$"
+)
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻−", "0123456789--")
-_LOG_OF_PERPLEXITY = re.compile(r"(?<![a-z])(?:log|ln)[ _.-]?(?:ppl|perplexity)", re.IGNORECASE)  # not `log/ppl`
+_LOG_OF_PERPLEXITY = re.compile(
+    r"(?<![a-z])(?:log|ln)[ _-]?(?:ppl|perplexity)", re.IGNORECASE
+)  # not `log/ppl`, `log.ppl`
 _UNITS = {
     **dict.fromkeys(("k", "thousand", "thousands"), 1e3),
     **dict.fromkeys(("m", "million", "millions", "mio", "mln"), 1e6),
@@ -150,7 +154,9 @@ def role_of(name: str) -> Role | None:
         factor = _UNITS[letter[2].lower()] if letter[2] else 1.0
         return Role(_LETTERS[letter[1]], {"N": "N", "L": "train"}.get(letter[1], ""), 5, factor)
     if power := _POWER.search(name):
-        return _powered(role_of(name[: power.start()]), power)
+        role = role_of(name[: power.start()])
+        if role is None or role.kind != "loss" or not (power[5] or "/" in power[0]):  # `loss/1000` may be a length's
+            return _powered(role, power)
     found = words(name)
     if not found or len(found) > 24:
         return None
@@ -165,7 +171,8 @@ def _powered(role: Role | None, power: re.Match[str]) -> Role | None:
 
     Counts are in units above one, rates below: with the other sign it may be the value that was multiplied.
     """
-    exponent = int((power[1] or power[2] or power[4] or str(2 + len(power[3]))).translate(_RAISED))
+    told = power[1] or power[2] or power[4] or str(2 + len(power[3]) if power[3] else -len(power[5]))
+    exponent = int(told.translate(_RAISED))
     if role is None or role.kind in ("loss", "own") or (exponent < 0) != (role.kind == "rate"):
         return None
     return replace(role, factor=role.factor * float(f"1e{exponent}"))
@@ -340,7 +347,8 @@ _STOPPED = re.compile(
 def flag_of(name: str) -> str | None:
     """The split of which a column says whether a row is of it (`is_eval`, `train`), by its name."""
     found = words(name)
-    return found[-1] if found[-1:] and found[-1] in SPLITS and found[:-1] in ([], ["is"]) else None
+    split = found[-1] if found and found[:-1] in ([], ["is"]) else ""
+    return split if split in SPLITS - {"valid"} else None  # a row may be valid
 
 
 def split_of(flag: str, name: str, cell: object) -> str | None:

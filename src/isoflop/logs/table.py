@@ -63,7 +63,7 @@ _OF_WANDB = {"State", "Created", "Runtime", "Sweep"}
 Cells = Iterator[list[Any]]
 MAX_RUNS = 10_000
 FEW = 3  # Rows of a run, fewer than which make a learning rate a schedule, not one of a sweep
-_OF_DATA = {"dataset", "corpus", "tag", "key"}
+_OF_DATA = {"dataset", "corpus"}
 METRIC = {"metric", "tag", "key", "variable", "series", "scalar", "attribute"}
 FALLS, FEWEST = 0.5, 6  # Rank correlation and values from which on losses by row are a curve
 CHANCE = 2.2  # Standard deviations of the rank correlation of values in no order
@@ -399,8 +399,11 @@ class Rows:
         for label, column in list(self.labels.items()):
             told = any({*words(word)} & SPLITS for word in column.codes)
             rests = {frozenset(words(word)) - SPLITS for word in column.codes}  # `c4` and `c4-val`
-            alike = not _OF_DATA.isdisjoint(words(label)) and len(rests) == 1 < len(column.codes)
+            distinct = len({_of_alike(word, "") for word in column.codes}) == len(column.codes) > 1
+            alike = not _OF_DATA.isdisjoint(words(label)) and len(rests) == 1 and distinct
             of_split = run_rank(label) is None or (run_rank(label) and alike)
+            if flag_of(label) and len(column.codes) == 1 and (_at(column, np.arange(len(self.lines))) >= 0).all():
+                continue  # a flag that all rows have tells none of them apart
             if told and of_split and label != metric and label not in self.given.run and len(column.codes) <= 12:
                 losses = [name for name in self.columns if kind_of(name) == "loss"]
                 self._split(label, losses, _of_alike if alike else _of_split)

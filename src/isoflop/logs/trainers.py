@@ -379,9 +379,18 @@ def _join_steps(columns: Columns) -> None:
 
 
 def _marks_tell(start: bytes, given: Given) -> bool:
-    """Whether marks of evaluations tell lines apart: not where each of them has one (`[test]` of an environment)."""
+    """Whether marks of evaluations tell lines apart: not where most have one (`[test]` of an environment)."""
     lines = start.decode(dialect_of(start).encoding, "replace").splitlines()
-    return any(_is_point(_cells(line), given) and not _MARK.search(_COLOUR.sub("", line)) for line in lines)
+    often = Counter(_mark(line) for line in lines if _is_point(_cells(line, marks=False), given))
+    return all(count <= often[None] + 1 for count in often.values())
+
+
+def _mark(line: str) -> str | None:
+    """The evaluation that a line is marked as; None: none, or its mark stands behind a loss, as that of a part."""
+    mark = _MARK.search(line := _COLOUR.sub("", line))
+    if mark is None or any(kind_of(name) == "loss" for name in printed_cells(line[: mark.start()])):
+        return None
+    return (mark[1] or mark[2]).lower().replace("-", "")
 
 
 def _quantities(lines: Iterable[str], marks: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -421,13 +430,8 @@ def _cells(line: str, marks: bool = True) -> dict[str, Any]:
         cells = dict(printed_cells(line))
         of_steps = [words(name) for name in cells if {*words(name)} & _STEPS]
         told = next((word for found in of_steps for word in found if word in _EVALUATES), None)
-        if (
-            marks
-            and not told
-            and (mark := _MARK.search(_COLOUR.sub("", line)))
-            and not any(TRAINING & {*words(x)} for x in cells)
-        ):
-            told = (mark[1] or mark[2]).lower().replace("-", "")
+        if marks and not told and not any(TRAINING & {*words(x)} for x in cells):
+            told = _mark(line)
         if told and (named := _SET.search(line)) and words(named[1] or named[2])[0] in _EVALUATES:
             told = named[1] or named[2]
     return {_as_evaluated(_plain_step(name), told): cell for name, cell in cells.items()}
