@@ -642,6 +642,8 @@ HEALTHY = {
     "an evaluation under way": ("h.log", lines(lambda s, x: f"step {s} loss {x}" + " eval: running" * (s in EVALUATED))),
     "a logger called test": ("h.log", lines(lambda s, x: f"2024-01-01 - test - INFO - step {s} loss {x}") + "step 130 loss 3.0\n"),
     "rows that are valid": ("h.csv", rows("step,loss,is_valid", lambda s, x: f"{s},{x},{s != 50}")),
+    "rows with an evaluation behind": ("h.csv", rows("step,loss,eval", lambda s, x: f"{s},{x},{s in EVALUATED}")),
+    "a run in a folder called eval": ("eval/h.csv", rows("step,loss", lambda s, x: f"{s},{x}")),
     "a test of the code": ("h.jsonl", jsonl([{"step": s, "loss": x, "test": True} for s, x in POINTS])),
     "a dotted path": ("h.csv", rows("step,log.ppl", lambda s, x: f"{s},{math.exp(x)}")),
 }  # fmt: skip
@@ -650,6 +652,7 @@ HEALTHY = {
 @pytest.mark.parametrize("kind", HEALTHY)
 def test_words_beside_a_training_loss_make_it_no_evaluation(kind: str, tmp_path: Path) -> None:
     name, content = HEALTHY[kind]
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(content)
     (run,) = isoflop.import_runs([tmp_path / name]).runs
     losses = [point.losses.get("train") for point in run.points]
@@ -674,3 +677,11 @@ def test_a_number_in_a_name_is_a_unit_of_rates_and_no_end_of_losses(tmp_path: Pa
     (tmp_path / "r.csv").write_text(form)
     last = isoflop.import_runs([tmp_path / "r.csv"]).runs[0].points[-1]
     assert last.lr == pytest.approx(3e-4) and last.losses == {"train": 3.0, "eval/val/1000": 4.0, "eval/val/2000": 5.0}
+
+
+def test_two_evaluations_of_one_split_stay_two(tmp_path: Path) -> None:
+    """The second took the first one's place."""
+    told = rows("split,step,loss", lambda s, x: f"train,{s},{x}\nval_c4,{s},{x + 1}\nval_pile,{s},{x + 2}")
+    (tmp_path / "s.csv").write_text(told)
+    (run,) = isoflop.import_runs([tmp_path / "s.csv"]).runs
+    assert run.points[-1].losses == {"train": 3.0, "eval/val_c4": 4.0, "eval/val_pile": 5.0}

@@ -345,16 +345,19 @@ _STOPPED = re.compile(
 
 
 def flag_of(name: str) -> str | None:
-    """The split of which a column says whether a row is of it (`is_eval`, `train`), by its name."""
+    """The split of which a column says whether a row is of it (`is_eval`, `train`), by its name.
+
+    A row may be valid, or a run a test; `eval` alone may say that an evaluation came behind the step.
+    """
     found = words(name)
     split = found[-1] if found and found[:-1] in ([], ["is"]) else ""
-    return split if split in SPLITS - {"valid"} else None  # a row may be valid
+    return split if split in TRAINING | (EVALUATIONS - {"valid"} if len(found) > 1 else frozenset()) else None
 
 
 def split_of(flag: str, name: str, cell: object) -> str | None:
     """The split of a row by a cell of such a column; None: it is no flag (a column `train` may be a loss).
 
-    >>> split_of("eval", "is_eval", "1"), split_of("train", "train", False), split_of("val", "val", "1")
+    >>> split_of("eval", "is_eval", "1"), split_of("train", "train", False), split_of("train", "train", "1")
     ('eval', 'eval', None)
     """
     said = str(cell).strip().lower()

@@ -31,28 +31,30 @@ def joined(found: Iterable[Logged]) -> Iterator[Logged]:
     """Each run once: charts of W&B's, and files of splits, hold some columns of a run each.
 
     Charts in one folder are of one run where the columns are others and the shorter reaches half as far at least.
-    `val.csv` holds an evaluation, of the run of `train.csv` beside it.
+    `val.csv` holds an evaluation, of the run of `train.csv` beside it; a folder `val` may be a run's without that.
     """
-    alike: dict[tuple[str, ...], list[Logged]] = {}
+    alike: dict[tuple[str, ...], list[tuple[Logged, Logged]]] = {}  # joined so far, and as it is alone
     for logged in found:
         key: tuple[str, ...] = (logged.name, os.path.dirname(logged.source))
+        alone = logged
         if not logged.is_chart:
             split, key = _split(logged)
             if split is None:
                 yield logged
                 continue
             logged = logged if split in TRAINING else _of_evaluation(logged, split)
+            alone = logged if key[0] == os.path.dirname(logged.source) else alone
         others = alike.setdefault(key, [])
-        same = next((i for i, other in enumerate(others) if _of_one_run(logged, other)), None)
+        same = next((i for i, (other, _) in enumerate(others) if _of_one_run(logged, other)), None)
         if same is None:
-            others.append(logged)
+            others.append((logged, alone))
         else:
-            first, second = others[same], logged
+            first, second = others[same][0], logged
             if not logged.is_chart and "train" in _names_of_losses(logged):  # the run is called by its training
                 first, second = second, first
-            others[same] = first.with_chart(second)
+            others[same] = (first.with_chart(second),) * 2
     for others in alike.values():
-        yield from others
+        yield from (alone for _, alone in others)
 
 
 def _split(logged: Logged) -> tuple[str | None, tuple[str, ...]]:

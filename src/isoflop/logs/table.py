@@ -399,14 +399,14 @@ class Rows:
         for label, column in list(self.labels.items()):
             told = any({*words(word)} & SPLITS for word in column.codes)
             rests = {frozenset(words(word)) - SPLITS for word in column.codes}  # `c4` and `c4-val`
-            distinct = len({_of_alike(word, "") for word in column.codes}) == len(column.codes) > 1
-            alike = not _OF_DATA.isdisjoint(words(label)) and len(rests) == 1 and distinct
+            distinct = len({_of_alike(word, "") for word in column.codes}) == len(column.codes)
+            alike = not _OF_DATA.isdisjoint(words(label)) and len(rests) == 1 < len(column.codes) and distinct
             of_split = run_rank(label) is None or (run_rank(label) and alike)
             if flag_of(label) and len(column.codes) == 1 and (_at(column, np.arange(len(self.lines))) >= 0).all():
                 continue  # a flag that all rows have tells none of them apart
             if told and of_split and label != metric and label not in self.given.run and len(column.codes) <= 12:
                 losses = [name for name in self.columns if kind_of(name) == "loss"]
-                self._split(label, losses, _of_alike if alike else _of_split)
+                self._split(label, losses, _of_alike if alike else _of_split if distinct else _of_word)
 
     def _names_metrics(self, label: str) -> bool:
         """True for a column of names of metrics; a `key` may tell runs apart, too."""
@@ -508,3 +508,4 @@ def _of_split(word: str, name: str, other: str = "") -> str:
 
 
 _of_alike = partial(_of_split, other="train")  # of `c4` and `c4-val` the first
+_of_word = "{}/{}".format  # `val_c4` and `val_pile` are two
