@@ -434,11 +434,13 @@ def test_a_step_for_each_micro_batch_is_reported_once(tmp_path: Path, caplog: py
         ("pass", 4, "completed", "the run is over"),
         ("pass", 9, "interrupted", "was interrupted at step 4 of 9"),
         ("raise SystemError", 4, "interrupted", "was interrupted at step 4 of 4"),
+        ("pass", None, "interrupted", "was interrupted at step 4:"),
+        ("raise SystemExit(1)", None, "interrupted", "was interrupted at step 4:"),
         ("monitor.close()", 9, "completed", "ended at step 4 of 9"),
     ],
 )
 def test_a_script_that_does_not_close_ends_its_record(
-    end: str, total: int, status: str, words: str, tmp_path: Path
+    end: str, total: int | None, status: str, words: str, tmp_path: Path
 ) -> None:
     script = tmp_path / "train.py"
     script.write_text(
@@ -455,3 +457,4 @@ def test_a_script_that_does_not_close_ends_its_record(
     run = the_run(tmp_path)
     assert run.status == status and [point.step for point in run.points] == [2, 4], done.stderr
     assert done.stdout.count(words) == 1 and f"Record: {run.path}\n" in done.stdout
+    assert ("nothing says whether the run was done" in done.stderr) is (total is None)

@@ -218,6 +218,23 @@ def own_parameter() -> nn.Module:
     return net
 
 
+class Logged(torch.Tensor):
+    """So is all that is computed with one, the loss too."""
+
+    calls = 0
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.calls += 1
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def logged_parameter() -> nn.Module:
+    net = Small()
+    net.hidden.weight = nn.Parameter(net.hidden.weight.data.as_subclass(Logged))
+    return net
+
+
 def example() -> torch.Tensor:
     return torch.zeros(4, 8, dtype=torch.long)
 
@@ -304,6 +321,7 @@ def deterministic() -> Iterator[None]:
         (NoCopy, "", nullcontext, nullcontext),
         (NoTruth, "", nullcontext, nullcontext),
         (own_parameter, "", nullcontext, nullcontext),
+        (logged_parameter, "", nullcontext, nullcontext),
         (Small, "functional", nullcontext, nullcontext),
         (Small, "a row each", nullcontext, nullcontext),
         (Small, "a column each", nullcontext, nullcontext),

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import isoflop
-from isoflop.flops.totals import operators_of
+from isoflop.flops.tokens import TokenCount
+from isoflop.flops.totals import Operators, operators_of
 from isoflop.live import RunInfo, describe_task, vocabulary_of
 from isoflop.record import Task, read_runs, recognise, task_of, task_words
 from trainers import LIGHTNING_NOISE, hf_arguments, lightning_module, lightning_trainer
@@ -402,13 +403,55 @@ def test_a_loss_tells_what_is_trained_by_its_operators(
 
 
 def test_a_graph_that_cannot_be_read_costs_nothing() -> None:
-    assert operators_of(0.7) == operators_of(torch.tensor(0.7)) == frozenset()
-    found = operators_of(causal(Bigrams(), ROWS))
+    assert operators_of(0.7) == operators_of(torch.tensor(0.7)) == Operators()
+    found, part = operators_of(causal(Bigrams(), ROWS))
+    assert part == 1.0
     assert "NllLoss" in found and not any("mm" in each.lower() for each in found)
     loss = torch.ones((), requires_grad=True)
     for _ in range(5000):  # a chain without a product
         loss = loss + 1
-    assert operators_of(loss) == {"Add", "Add, all of it"}
+    assert operators_of(loss).names == {"Add", "Add, all of it"}
+
+
+@pytest.mark.parametrize("how", ["index", "select", "masked", "rows"])
+def test_padding_left_out_of_the_logits_is_no_mask(how: str, tmp_path: Path) -> None:
+    """Where the attention mask shows that it is padding. Of chosen positions so few are a mask."""
+    net, kept = Bigrams(), ROWS % 16 < 7
+
+    def loss_of() -> torch.Tensor:
+        logits, labels = net(ROWS), ROWS[kept]
+        if how == "rows":
+            pairs = zip(logits, ROWS, kept, strict=True)
+            return sum(F.cross_entropy(a[k], b[k], reduction="sum") for a, b, k in pairs) / kept.sum()  # type: ignore
+        if how == "select":
+            return F.cross_entropy(logits.flatten(0, 1).index_select(0, kept.flatten().nonzero()[:, 0]), labels)
+        chosen = logits[kept] if how == "index" else logits.masked_select(kept[..., None]).view(-1, 300)
+        return F.cross_entropy(chosen, labels)
+
+    def partial_with(padding: int, folder: Path) -> bool:
+        with isoflop.Monitor(net, record_dir=folder, log_every=1) as monitor:
+            loss = loss_of()
+            loss.backward()
+            monitor.step(loss, tokens=TokenCount(ROWS.numel(), padding))
+        return bool(read_runs(folder)[0].task["partial"])
+
+    assert operators_of(loss_of()).part == 7 / 16
+    assert not partial_with(36, tmp_path / "padding")
+    assert partial_with(0, tmp_path / "mask")
+
+
+def test_losses_beside_cross_entropy_are_no_comparison() -> None:
+    """Log-sigmoids, minima and clamps that no log-probabilities go through; a part of the vocabulary is no mask."""
+    net = Bigrams()
+    balanced = causal(net, ROWS) - 0.1 * F.logsigmoid(net[0](ROWS)).mean()
+    each = F.cross_entropy(net(ROWS).flatten(0, 1), ROWS.flatten(), reduction="none")
+    focal = ((1 - (-each).exp().clamp(1e-6, 1)) ** 2 * each).mean() + torch.minimum(net[0](ROWS).mean(), each[0] * 0)
+    for loss in (balanced, focal):
+        names, part = operators_of(loss)
+        assert {"LogSoftmax"} < names and part == 1.0
+        assert Task().seen(loss.item(), 300, 1.0, made_by=names).objective is None
+    restricted = F.cross_entropy(net(ROWS).index_select(2, torch.arange(100)).flatten(0, 1), ROWS.flatten())
+    assert operators_of(restricted).part == 1.0
 
 
 @pytest.mark.parametrize(

@@ -452,3 +452,23 @@ def test_a_first_step_is_counted_from_its_beginning_on(tmp_path: Path) -> None:
     each = 2 * (11 * WIDTH * WIDTH + VOCABULARY * WIDTH)  # a token's products, but for those of attention
     forward = [4 * (length * each + 4 * length * length * WIDTH) for length in (8, 9, 10)]
     assert totals(the_run(tmp_path / "record"))["flops"] == 4 * sum(forward)  # twice forward, and backward
+
+
+@pytest.mark.parametrize("options", [{}, {"noise_scale": "split"}])
+def test_methods_that_a_user_put_on_the_trainer_stay(options: dict[str, Any], tmp_path: Path) -> None:
+    """In a Trainer's own dictionary, as tools that patch one do; training once more has them too."""
+    trainer, called = hf_trainer(model(), tmp_path, ROWS, [IsoFLOPCallback(**options)]), []
+    for name in ("compute_loss", "training_step"):
+        theirs = getattr(trainer, name)
+
+        def mine(*args: Any, name: str = name, theirs: Any = theirs, **kwargs: Any) -> Any:
+            called.append(name)
+            return theirs(*args, **kwargs)
+
+        setattr(trainer, name, mine)
+    before = dict(vars(trainer))
+    for _ in range(2):
+        called.clear()
+        trainer.train()
+        assert set(called) == {"compute_loss", "training_step"}
+        assert all(vars(trainer)[name] is before[name] for name in ("compute_loss", "training_step"))

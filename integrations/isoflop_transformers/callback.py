@@ -313,7 +313,7 @@ def _nothing() -> None:
     """Stands for what is to be undone where nothing was done."""
 
 
-def _telling_its_end(loop: Any) -> Any:
+def _telling_its_end(loop: Any, ours: type[IsoFLOPCallback] = IsoFLOPCallback) -> Any:
     """The Trainer has no hook for an exception, which its search for a batch size may catch, or a notebook."""
 
     @wraps(loop)
@@ -322,7 +322,7 @@ def _telling_its_end(loop: Any) -> Any:
             return loop(self, *args, **kwargs)
         except BaseException:  # also Ctrl-C; raised on
             for callback in getattr(getattr(self, "callback_handler", None), "callbacks", ()):
-                if isinstance(callback, IsoFLOPCallback):
+                if isinstance(callback, ours):
                     attempt(callback.interrupted)
             raise
 
@@ -376,12 +376,14 @@ class SplitSteps:
         self._trainer, self._monitor = trainer, monitor
         self._step, self._loss = trainer.training_step, trainer.compute_loss
         self._share: float | None = None
+        self._before = {name: each for name, each in vars(trainer).items() if name in ("training_step", "compute_loss")}
         trainer.training_step, trainer.compute_loss = self._training_step, self._compute_loss
 
     def undo(self) -> None:
         """Leave the Trainer as it was."""
         for name in ("training_step", "compute_loss"):
             vars(self._trainer).pop(name, None)
+        vars(self._trainer).update(self._before)
 
     def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         found = self._loss(*args, **kwargs)

@@ -141,18 +141,29 @@ class DeviceSum:
 _GENERATED = re.compile(r"(Backward)?\d*$")
 _PRODUCT = re.compile(r"[Mm]m$|[Mm]v$|^Linear|Convolution|Embedding|^Compiled|AccumulateGrad")
 _PICKS = re.compile(r"^(Nll|Gather|Index|Select|Ctc|CrossEntropy)")
+_TAKES = {"Index", "IndexSelect", "MaskedSelect"}
+"""A part of the positions, as a masked model's loss, or one without padding."""
+_BELOW = {"LogSigmoid": "compared", "Minimum": "clipped", "Maximum": "clipped"}
 NODES = 512
 """Of a loss's graph, at most."""
 
 
-def operators_of(loss: Any) -> frozenset[str]:
-    """Autograd's operators between a loss and the matrix products before it, such as "NllLoss"; none: not known.
+class Operators(NamedTuple):
+    """What a loss is made by: names, such as "NllLoss" (none: not known); the share of the logits' positions taken."""
 
-    And "LogSoftmax, all of it" where no target picks from it: a teacher's distribution, smoothed labels; "Index, of
-    logits" where a part of the positions is taken. A graph outlives its backward pass, without the values in it.
+    names: frozenset[str] = frozenset()
+    part: float = 1.0
+
+
+def operators_of(loss: Any) -> Operators:
+    """Autograd's operators between a loss and the matrix products before it.
+
+    And "LogSoftmax, all of it" where no target picks from it: a teacher's distribution, smoothed labels; "…, compared"
+    below a log-sigmoid, "…, clipped" below a minimum. A graph outlives its backward pass, without the values in it.
     """
     seen: set[tuple[Any, str]] = set()
     names: set[str] = set()
+    taken = given = 0.0
     todo: list[tuple[Any, str]] = [(getattr(loss, "grad_fn", None), "all of it")]
     for node, of in todo:  # grows as it goes
         name = "" if node is None else _GENERATED.sub("", node.name())
@@ -160,9 +171,19 @@ def operators_of(loss: Any) -> frozenset[str]:
             continue
         seen.add((node, of))
         names |= {name, f"{name}, {of}"}
-        of = "of logits" if name == "LogSoftmax" else "picked" if _PICKS.match(name) and of == "all of it" else of
+        if of == "of logits" and name in _TAKES:
+            source, place = node.next_functions[0]
+            some, whole = node._input_metadata[0].shape, source._input_metadata[place].shape
+            taken += math.prod(some[:-1]) if len(some) > 1 else some[0] / whole[-1]
+            given += math.prod(whole[:-1])
+        if name == "LogSoftmax":
+            of = "of logits"
+        elif of != "of logits" and name in _BELOW:
+            of = _BELOW[name]
+        elif of == "all of it" and _PICKS.match(name):
+            of = "picked"
         todo += [(each, of) for each, _ in node.next_functions]
-    return frozenset(names)
+    return Operators(frozenset(names), taken / given if given else 1.0)
 
 
 class Tally:
@@ -179,7 +200,7 @@ class Tally:
         """(Micro-)batches since the last `drain`."""
         self.first: Any = None
         """The first loss of all, a number from the first `drain` on: the mean of an interval may be far from it."""
-        self.made_by: frozenset[str] | None = None
+        self.made_by: Operators | None = None
         """`operators_of` the first loss; None: not yet."""
         self.add_loss = self._add_first  # type: ignore[method-assign]
 
@@ -246,7 +267,7 @@ class Tally:
     def see(self, loss: Any) -> None:
         """What the first loss that comes with its graph is made by."""
         if self.made_by is None and getattr(loss, "grad_fn", None) is not None:
-            self.made_by = attempt(operators_of, loss) or frozenset()
+            self.made_by = attempt(operators_of, loss) or Operators()
 
     def _add_finite(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
         """Likewise where some losses are NaN: the mean is over the others, if there are any."""

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from isoflop.advice import Advice, Batch
 from isoflop.flops.parameters import Parameters
-from isoflop.flops.totals import Totals
+from isoflop.flops.totals import Operators, Totals
 from isoflop.forecast import Forecast, Ladder, LrPlan, NoForecast, OnlineForecaster
 from isoflop.guard import Guard, declare
 
@@ -48,7 +48,7 @@ class LogStep:
     Attributes:
         loss_sum, losses: sum and number of the training losses since the last log step, over all ranks; nats.
         first_loss: of the first step that this process made, where that is known apart from the interval's mean.
-        made_by: operators of that loss (`flops.totals.operators_of`); none: not known.
+        made_by: operators of that loss; None: not known.
         summed: they hold all up to this step; False: up to the last log step, or other ranks' are still to come.
         wall_time, training_time: seconds since the run began; busy_time: of training, by the clock or by the
             CPU of its thread, whichever is more: what forecasts and advice may take a share of.
@@ -60,7 +60,7 @@ class LogStep:
     losses: int = 0
     loss: float | None = None  # the mean of `losses`, nats per token
     first_loss: float | None = None
-    made_by: frozenset[str] | None = None
+    made_by: Operators | None = None
     before: Interval = field(default_factory=Interval)  # the last log step
     totals: Totals = field(default_factory=Totals)  # tokens and FLOPs since the run began, over all ranks
     summed: bool = True

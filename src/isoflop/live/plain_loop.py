@@ -21,6 +21,10 @@ MICRO_BATCHES = (
     "monitor.step() was called %d times while the optimizer made %d steps. Call it once after each optimizer step: now "
     "steps, tokens per step and the planned end are those of micro-batches (tokens and FLOPs are right)"
 )
+UNCLOSED = (
+    "the script ended without monitor.close() or total_steps=, so nothing says whether the run was done: its record is "
+    "marked as interrupted, and fits leave it out"
+)
 FEW_CALLS = 8
 """Since the first log step: what a gradient scaler passes over at a run's start is before it."""
 ASKED = 16
@@ -119,9 +123,12 @@ class PlainLoop:
 
         def end() -> None:
             monitor = alive()
-            if monitor is not None and monitor._opened and os.getpid() == here:  # a fork is no end
-                left = monitor.run.total_steps is not None and monitor.steps < monitor.run.total_steps
-                monitor.finish(completed=not left and getattr(sys, "last_value", None) is None)
+            if monitor is None or not monitor._opened or monitor._finished or os.getpid() != here:  # a fork is no end
+                return
+            total, failed = monitor.run.total_steps, getattr(sys, "last_value", None) is not None
+            if total is None and not failed:  # an exception may have been caught, as Hydra and spawned processes do
+                monitor.guard.once(UNCLOSED)
+            monitor.finish(completed=not failed and total is not None and monitor.steps >= total)
 
         atexit.register(end)
         weakref.finalize(self, atexit.unregister, end)

@@ -5,6 +5,7 @@ The task (`isoflop.record.Task`) is recognised by the trainer's and the model's 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from isoflop.flops.parameters import copies, has_shape, numel, original_class, unwrap
-from isoflop.flops.totals import data_parallel_ranks, world_size
+from isoflop.flops.totals import Operators, data_parallel_ranks, world_size
 from isoflop.guard import Guard, attempt, declare
 from isoflop.live.log_step import AxisPoint, LogStep
 from isoflop.live.scheduler import Calls
@@ -254,9 +255,10 @@ def look_again(task: Task, step: LogStep, model: nn.Module | None, accumulate: i
         return task
     first = step.first_loss if step.first_loss is not None else step.loss if step.step <= FIRST else None
     tokens, labels = totals.data_tokens, totals.loss_tokens_known
-    share = labels / tokens if tokens and labels else None
+    names, part = step.made_by or Operators()  # of positions, padding among them
+    share = min(part * totals.processed, labels or math.inf) / tokens if tokens else part
     of = "interval" if step.first_loss is None else "step"
-    return task.seen(first, vocabulary_of(model), share, accumulate, of, step.made_by or ())
+    return task.seen(first, vocabulary_of(model), share, accumulate, of, names)
 
 
 def vocabulary_of(model: nn.Module | None) -> int | None:

@@ -76,8 +76,6 @@ NOTHING = 0.01
 LEAST_VOCABULARY = {"step": 32, "interval": 256}
 """Whose first loss, or mean of the first log interval, is judged. Smaller ones are of bases and digits; a model from
 scratch learns the frequencies of some more, and falls below `KNOWS`, within an interval."""
-_PARTS = frozenset(("Index, of logits", "IndexSelect, of logits", "MaskedSelect, of logits"))
-"""Operators by which a loss is of a part of the positions, as a masked model's."""
 NEAR, SUM = 0.15, 100.0
 """How near the first loss over ln V is to the number of micro-batches where losses were summed over them; and from
 which on it is a sum, whatever of: models of a bad initialisation begin at some tens."""
@@ -185,12 +183,11 @@ class Task:
             predicted: share of the tokens that the loss is of.
             accumulate: micro-batches of a step.
             of: "step" or "interval".
-            made_by: operators of the loss (`flops.totals.operators_of`).
+            made_by: names of the loss's operators (`flops.totals.operators_of`).
         """
         least = (vocabulary or 0) >= LEAST_VOCABULARY[of]
         found = self._compared(first_loss if least else None, made_by)
-        some = (predicted is not None and predicted < PREDICTED) or not _PARTS.isdisjoint(made_by)
-        if some and self.objective in (None, "causal"):
+        if predicted is not None and predicted < PREDICTED and self.objective in (None, "causal"):
             found = replace(found, partial=True)
         language = found.objective in (None, *LANGUAGE)
         if first_loss is None or not language or self.loss != PLAIN or not least:
@@ -226,10 +223,10 @@ class Task:
         if self.objective not in (None, "causal") or self.modality not in (None, "text"):
             return self
         even = first_loss is not None and self.loss == PLAIN and abs(first_loss / math.log(2) - 1) < HALF
-        if {"LogSigmoid", "LogSoftmax"} <= set(made_by) or (even and not made_by):
+        if "LogSoftmax, compared" in made_by or (even and not made_by):
             how = "by its loss, a log-sigmoid of log-probabilities" if made_by else "its first loss is ln 2"
             found = self.having(objective="preference")
-        elif {"Exp", "Clamp", "LogSoftmax"} <= set(made_by) and {"Minimum", "Maximum"} & set(made_by):
+        elif {"Exp, clipped", "Clamp, clipped", "LogSoftmax, clipped"} <= set(made_by):
             how, found = "by its loss, of clipped ratios of probabilities", self.having(objective="reinforcement")
         else:
             return self
