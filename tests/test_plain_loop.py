@@ -408,7 +408,7 @@ def test_what_is_read_between_log_steps(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_step_for_each_micro_batch_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """By the optimizer's own count; one call for each optimizer step, and steps that a scaler passes over, are fine."""
 
-    def train(calls_each: int, passed_over: int = 0) -> list[str]:
+    def train(calls_each: int, passed_over: range = range(0), each: int = 4, lost: int = 0) -> list[str]:
         caplog.clear()
         net = model()
         optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
@@ -416,16 +416,20 @@ def test_a_step_for_each_micro_batch_is_reported_once(tmp_path: Path, caplog: py
             for i, batch in enumerate(batches(Rows(320), 8), 1):
                 loss = net(**batch)["loss"]
                 loss.backward()
-                if i % 4 == 0 and i > passed_over:
+                if i % each == 0 and i not in passed_over:
                     optimizer.step()
                     optimizer.zero_grad()
-                if i % (4 // calls_each) == 0:
+                if i % (each // calls_each) == 0:
                     monitor.step(loss)
+                if i == lost:
+                    optimizer.state.clear()
         return [text for text in caplog.messages if "micro-batch" in text]
 
     (warning,) = train(calls_each=4)
     assert "was called 8 times while the optimizer made 2 steps" in warning
-    assert train(calls_each=1) == train(calls_each=1, passed_over=16) == []
+    assert len(train(calls_each=5, each=5)) == 1  # the first log step is before the optimizer's first
+    assert train(calls_each=1) == train(calls_each=1, passed_over=range(17)) == []
+    assert train(calls_each=1, each=1, passed_over=range(5, 12)) == train(calls_each=1, each=1, lost=7) == []
 
 
 @pytest.mark.parametrize(

@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 
 
 MICRO_BATCHES = (
-    "monitor.step() was called %d times while the optimizer made %d steps. Call it once after each optimizer step: now "
-    "steps, tokens per step and the planned end are those of micro-batches (tokens and FLOPs are right)"
+    "monitor.step() was called %d times while the optimizer made %d steps. If these calls are micro-batches, call it "
+    "once after each optimizer step: now steps, tokens per step and the planned end are those of micro-batches (tokens "
+    "and FLOPs are right)"
 )
 UNCLOSED = (
     "the script ended without monitor.close() or total_steps=, so nothing says whether the run was done: its record is "
     "marked as interrupted, and fits leave it out"
 )
 FEW_CALLS = 8
-"""Since the first log step: what a gradient scaler passes over at a run's start is before it."""
+"""Since the first log step, and as many again: what a gradient scaler passes over, or a state that is loaded or another
+optimizer's phase, comes once."""
 ASKED = 16
 """Parameters whose steps are looked at; some are not trained in each step, as rare experts."""
 
@@ -37,7 +39,9 @@ class PlainLoop:
     _compares = True
     """It is not known yet whether `step` is called once an optimizer step."""
     _steps_of: tuple[int, float] | None = None
-    """Calls of `step`, and steps that the optimizer counted, at the first log step."""
+    """Calls of `step`, and steps that the optimizer counted, at the first log step, or the first with too few."""
+    _too_few = False
+    """The optimizer made fewer steps, once."""
 
     _marked = False
     """Inside of `accumulate`, which says what this micro-batch's tokens are."""
@@ -109,13 +113,17 @@ class PlainLoop:
         some = islice(states.values(), 0, None, max(1, len(states) // ASKED))
         counts = [float(each["step"]) for each in some if isinstance(each, dict) and "step" in each]
         if self.run.framework != "loop" or not counts:
-            self._compares = False
+            self._compares = self.run.framework == "loop" and not states  # it has not stepped yet
             return
         steps, done = self._steps_of = self._steps_of or (self.updates, max(counts))
         called, made = self.updates - steps, max(counts) - done
         self._compares = called < FEW_CALLS or made <= 0
         if not self._compares and called >= 2 * made:
-            self.guard.once(MICRO_BATCHES, called, made)
+            if self._too_few:
+                self.guard.once(MICRO_BATCHES, called, made)
+            else:
+                self._compares = self._too_few = True
+                self._steps_of = self.updates, max(counts)
 
     def _end_at_exit(self: Any) -> None:
         """Where the script ends and nobody has called `close`: the record's last point, and the lines of the end."""
