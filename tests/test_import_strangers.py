@@ -645,6 +645,7 @@ HEALTHY = {
     "rows with an evaluation behind": ("h.csv", rows("step,loss,eval", lambda s, x: f"{s},{x},{s in EVALUATED}")),
     "a run in a folder called eval": ("eval/h.csv", rows("step,loss", lambda s, x: f"{s},{x}")),
     "a test of the code": ("h.jsonl", jsonl([{"step": s, "loss": x, "test": True} for s, x in POINTS])),
+    "a step of many": ("h.jsonl", jsonl([{"train/step": f"{s}/500", "loss": x} for s, x in POINTS])),
     "a dotted path": ("h.csv", rows("step,log.ppl", lambda s, x: f"{s},{math.exp(x)}")),
 }  # fmt: skip
 
@@ -679,9 +680,16 @@ def test_a_number_in_a_name_is_a_unit_of_rates_and_no_end_of_losses(tmp_path: Pa
     assert last.lr == pytest.approx(3e-4) and last.losses == {"train": 3.0, "eval/val/1000": 4.0, "eval/val/2000": 5.0}
 
 
-def test_two_evaluations_of_one_split_stay_two(tmp_path: Path) -> None:
-    """The second took the first one's place."""
-    told = rows("split,step,loss", lambda s, x: f"train,{s},{x}\nval_c4,{s},{x + 1}\nval_pile,{s},{x + 2}")
+@pytest.mark.parametrize(
+    ("form", "last"),
+    [
+        ("train,{0},{1}\nval_c4,{0},{2}\nval_pile,{0},{3}", {"eval/val_c4": 4.0, "eval/val_pile": 5.0}),
+        ("{4},{0},{1}", {}),
+    ],
+)
+def test_words_of_one_split_are_all_kept(form: str, last: dict[str, float], tmp_path: Path) -> None:
+    """The last one took the others' place."""
+    told = rows("split,step,loss", lambda s, x: form.format(s, x, x + 1, x + 2, "train_a" if s % 20 else "Train_b"))
     (tmp_path / "s.csv").write_text(told)
     (run,) = isoflop.import_runs([tmp_path / "s.csv"]).runs
-    assert run.points[-1].losses == {"train": 3.0, "eval/val_c4": 4.0, "eval/val_pile": 5.0}
+    assert len(run.points) == 12 and run.points[-1].losses == {"train": 3.0} | last

@@ -43,6 +43,7 @@ from isoflop.logs.names import (
     PLANNED,
     RUNS,
     SPLITS,
+    TRAINING,
     fact_of,
     flag_of,
     kind_of,
@@ -401,12 +402,12 @@ class Rows:
             rests = {frozenset(words(word)) - SPLITS for word in column.codes}  # `c4` and `c4-val`
             distinct = len({_of_alike(word, "") for word in column.codes}) == len(column.codes)
             alike = not _OF_DATA.isdisjoint(words(label)) and len(rests) == 1 < len(column.codes) and distinct
-            of_split = run_rank(label) is None or (run_rank(label) and alike)
+            of_split = run_rank(label) is None or (run_rank(label) and alike and label not in self.given.group)
             if flag_of(label) and len(column.codes) == 1 and (_at(column, np.arange(len(self.lines))) >= 0).all():
                 continue  # a flag that all rows have tells none of them apart
             if told and of_split and label != metric and label not in self.given.run and len(column.codes) <= 12:
                 losses = [name for name in self.columns if kind_of(name) == "loss"]
-                self._split(label, losses, _of_alike if alike else _of_split if distinct else _of_word)
+                self._split(label, losses, _of_alike if alike else _of_split if distinct else _of_each)
 
     def _names_metrics(self, label: str) -> bool:
         """True for a column of names of metrics; a `key` may tell runs apart, too."""
@@ -417,10 +418,12 @@ class Rows:
         for name in names:
             column = self.columns.pop(name)
             codes = _at(self.labels[label], column.arrays()[0])
+            alike: dict[str, list[int]] = {}
             for word, code in self.labels[label].codes.items():
-                inner = called(word, name)
-                if (codes == code).any() and self.columns.keeps(inner):
-                    self.columns[inner] = column.taken(codes == code)
+                alike.setdefault(called(word, name), []).append(code)
+            for inner, of_it in alike.items():
+                if (rows := np.isin(codes, of_it)).any() and self.columns.keeps(inner):
+                    self.columns[inner] = column.taken(rows)
             if (codes < 0).any() and name not in self.columns:
                 self.columns[name] = column.taken(codes < 0)
 
@@ -508,4 +511,8 @@ def _of_split(word: str, name: str, other: str = "") -> str:
 
 
 _of_alike = partial(_of_split, other="train")  # of `c4` and `c4-val` the first
-_of_word = "{}/{}".format  # `val_c4` and `val_pile` are two
+
+
+def _of_each(word: str, name: str) -> str:
+    """Of `val_c4` and `val_pile` each is an evaluation; `train_c4` and `train_pile` are one training."""
+    return _of_split(word, name) if TRAINING & {*words(word)} else f"{word.lower()}/{name}"

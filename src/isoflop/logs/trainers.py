@@ -344,7 +344,8 @@ def _told(value: dict[str, Any]) -> dict[str, Any]:
     if {"learning_rate", "epoch"} <= cells.keys() and number(cells.get("loss")) == 0.0 and _hides_nan(cells):
         cells["loss"] = math.nan
     for name, cell in [*cells.items()]:  # ms-swift's `"global_step/max_steps": "10/500"`
-        if name.count("/") == 1 and isinstance(cell, str) and re.fullmatch(r"\d+/\d+", cell):
+        two = kind_of(name) != "step" and name.count("/") == 1  # `train/step` is one already
+        if two and isinstance(cell, str) and re.fullmatch(r"\d+/\d+", cell):
             cells |= zip(name.split("/"), cells.pop(name).split("/"), strict=True)
     return {name: cell for name, cell in cells.items() if "train_runtime" not in cells or name not in ONCE} | {
         JSON: None
