@@ -281,6 +281,9 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "Lightning: a training step": [
         (lightning_run, "isoflop.live.monitor.Monitor.step"),
     ],
+    "Lightning: on_before_backward": [
+        (lightning_run, "body of isoflop_lightning.callback.IsoFLOPMonitor.on_before_backward")
+    ],
     "Lightning: a batch's end": [
         (lightning_run, "isoflop.live.monitor.Monitor.loss"),
     ],

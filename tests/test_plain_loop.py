@@ -115,6 +115,17 @@ def test_runs_in_one_folder_keep_their_own_charts_and_passports(tmp_path: Path) 
     assert json.loads(ended.read_text())["name"] == "wide-2-3"
 
 
+@pytest.mark.parametrize(("name", "called"), [("数" * 100, "数" * 46), (7, "7"), ("a\ud800\nb", "a-b")])
+def test_names_that_no_folder_can_have(name: Any, called: str, tmp_path: Path) -> None:
+    """They cost the record and TensorBoard's events."""
+    with isoflop.Monitor(num_params=10, record_dir=tmp_path, log_every=2, run_name=name) as monitor:
+        for _ in range(2):
+            monitor.step(2.5, tokens=100)
+    assert the_run(tmp_path).name == called
+    assert {"isoflop-passport.json", "isoflop-passport.md"} < {path.name for path in (tmp_path / called).iterdir()}
+    assert any(path.name.startswith("events.out") for path in (tmp_path / called).iterdir())
+
+
 def test_runs_of_one_name_that_begin_together_keep_apart(tmp_path: Path) -> None:
     """Seeds in parallel: neither has written an event yet."""
     two = [isoflop.Monitor(num_params=10, record_dir=tmp_path, log_every=2, run_name="seed") for _ in range(2)]

@@ -29,6 +29,8 @@ from isoflop.record.task import Task, recognise, task_words
 
 _NO_FOLDER = re.compile(r'[<>:"/\\\\|?*\x00-\x1f]+')
 """What a file system refuses in a name."""
+LONGEST = 140
+"""Bytes of a folder's name: 255 are the most, 143 in an encrypted home."""
 LAYOUT = declare("seeing which ranks share a batch", "tokens and FLOPs of ranks that do are counted more than once")
 
 
@@ -132,7 +134,8 @@ class RunInfo:
             events = any((local / own).glob("events.out.tfevents.*"))
             return events or (local / own / f"{PASSPORT}.json").exists() or (own or called) in names
 
-        named = _NO_FOLDER.sub("-", self.run_name or "").strip(" .-")[:100] or called
+        name = str(self.run_name or "").encode("utf-8", "replace")[:LONGEST].decode("utf-8", "ignore")
+        named = _NO_FOLDER.sub("-", name).strip(" .-") or called
         numbered = (f"{named}-{n}" for n in count(2))
         first = "" if named == called else named
         self.own = next(own for own in chain([first], numbered) if not taken(own))
