@@ -362,7 +362,7 @@ READ: dict[str, tuple[str, str, dict[str, float]]] = {
                 f" | nll_loss {x / math.log(2)} | ppl {math.exp(x):.3f} | wps 30000 | num_updates {s} | best_loss 5.0"
             ),
         )
-        + f"2022-01-01 00:00:00 | INFO | train | epoch 001 | loss 9.3 | nll_loss 8.1 | ppl 274.4 | num_updates {STEPS[-1]} | lr 0.0001\n",
+        + f"2022-01-01 00:00:00 | INFO | train | epoch 001 | loss 9.3 | nll_loss 8.1 | ppl 274.4 | wps 12345 | num_updates {STEPS[-1]} | lr 0.0001\n",
         VAL,
     ),
     **{
@@ -674,7 +674,7 @@ def test_runs_with_words_of_splits_in_their_names_stay_two(column: str, runs: tu
 
 
 def test_a_number_in_a_name_is_a_unit_of_rates_and_no_end_of_losses(tmp_path: Path) -> None:
-    form = rows("step,loss,lr (0.001),val_loss/1000,val_loss/2000", lambda s, x: f"{s},{x},0.3,{x + 1},{x + 2}")
+    form = rows("step,loss,lr (0.001),val_loss/2000,val/loss (1000)", lambda s, x: f"{s},{x},0.3,{x + 2},{x + 1}")
     (tmp_path / "r.csv").write_text(form)
     last = isoflop.import_runs([tmp_path / "r.csv"]).runs[0].points[-1]
     assert last.lr == pytest.approx(3e-4) and last.losses == {"train": 3.0, "eval/val/1000": 4.0, "eval/val/2000": 5.0}

@@ -155,7 +155,7 @@ def role_of(name: str) -> Role | None:
         return Role(_LETTERS[letter[1]], {"N": "N", "L": "train"}.get(letter[1], ""), 5, factor)
     if power := _POWER.search(name):
         role = role_of(name[: power.start()])
-        if role is None or role.kind != "loss" or not (power[5] or "/" in power[0]):  # `loss/1000` may be a length's
+        if role is None or role.kind != "loss":  # `val_loss/1000` is of a length, `loss (1e-3)` of a rate
             return _powered(role, power)
     found = words(name)
     if not found or len(found) > 24:
@@ -173,7 +173,7 @@ def _powered(role: Role | None, power: re.Match[str]) -> Role | None:
     """
     told = power[1] or power[2] or power[4] or str(2 + len(power[3]) if power[3] else -len(power[5]))
     exponent = int(told.translate(_RAISED))
-    if role is None or role.kind in ("loss", "own") or (exponent < 0) != (role.kind == "rate"):
+    if role is None or role.kind == "own" or (exponent < 0) != (role.kind == "rate"):
         return None
     return replace(role, factor=role.factor * float(f"1e{exponent}"))
 

@@ -184,6 +184,7 @@ _FORMS = (
     (re.compile(r"\blogging_writer\.py:\d+\] \[(\d+)\] "), lambda found: f"|step {found[1]}|"),
     (re.compile(r"\bIter(?:ation)?(?:\(train\))? ?\[ *(\d+)/\d+\] *"), lambda found: f"|step {found[1]}|"),
     (re.compile(r"\bloss is (?=\d)"), lambda found: "loss "),
+    (re.compile(r"\btrain_inner \| epoch \d+: +(\d+) / \d+ "), lambda found: f"train_inner | minibatch {found[1]} "),
     (re.compile(r"\b(\d+)/ *\d+ batches\b"), lambda found: f"|step {found[1]}|"),
     (re.compile(r"\b(\d+)/\d+ \[\d[\d:]*<[\d:?]+,[^,\]]*"), lambda found: f"|step {found[1]}|"),
     (re.compile(r"\bSaving dict for global step (\d+): global_step = \1\b"), lambda found: f"|eval step {found[1]}"),
@@ -191,8 +192,8 @@ _FORMS = (
 )
 """Lines that do not say what they tell, as some that do.
 
-Of llm.c, build-nanogpt, levanter, Composer, Flax, CLU, Ignite and MMEngine, MindSpore, tqdm, TensorFlow's Estimator, a
-table of settings.
+Of llm.c, build-nanogpt, levanter, Composer, Flax, CLU, Ignite and MMEngine, MindSpore, fairseq (whose epoch's mean has
+the same names), tqdm, TensorFlow's Estimator, a table of settings.
 """
 _SET = re.compile(r"\bon (\w+) set\b|\bon '(\w+)' subset\b")
 """Megatron's `validation loss at iteration 10 on test set`, fairseq's `valid on 'valid1' subset`."""
