@@ -108,7 +108,8 @@ def log_step(step: int, lr: float, loss: float, busy_time: float = 0.0) -> LogSt
 
 
 def about(told: list[str]) -> list[str]:
-    return [line for line in told if "forecast" in line]
+    """(The last line of a run names its record, in a folder of any name.)"""
+    return [line for line in told if "forecast" in line.partition(" Record: ")[0]]
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from isoflop.forecast import (
     LrPlan,
     NoForecast,
     OnlineForecaster,
+    Refusal,
     backtest,
     fit_ladder,
     learn_priors,
@@ -147,6 +148,24 @@ def test_a_ladder_is_no_surer_than_what_it_knows() -> None:
             assert beside.sd >= own.sd * (1 - 1e-9)
         else:
             assert (beside.loss, beside.sd) == pytest.approx((before.loss, before.sd))
+
+
+@pytest.mark.parametrize("off", [-0.9, 1.5])
+def test_sizes_that_are_wrong_about_now_say_nothing_of_the_end(off: float) -> None:
+    ladder = fit_ladder(ladder_runs((5e7, 1e8)))
+    target = ladder_runs((8e8,))[0]
+    asked = {
+        "N": 8e8,
+        "batch_tokens": BATCH,
+        "run": fed(dataclasses.replace(target, loss=target.loss + off), 0.1, priors=ladder.priors),
+    }
+    assert isinstance(asked["run"].forecast(target.plan), NoForecast)
+    found = ladder.forecast(target.plan, **asked)
+    assert (
+        isinstance(found, NoForecast)
+        and found.reason is Refusal.UNLIKE_SIZES
+        and "other sizes put it at" in found.message
+    )
 
 
 def test_a_ladder_forecasts_no_loss_above_that_of_the_run_under_way() -> None:

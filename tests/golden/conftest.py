@@ -14,7 +14,7 @@ import pytest
 
 from golden import planted, runs, values
 
-PLAIN: dict[str, Any] = {"target_loss": 1.0, "unique_tokens": 20_000, "price_per_hour": 2.5, "peak_flops": 1e8}
+PLAIN: dict[str, Any] = {"target_loss": 0.5, "unique_tokens": 20_000, "price_per_hour": 2.5, "peak_flops": 1e8}
 """Options of the plain loop."""
 
 

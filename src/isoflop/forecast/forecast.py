@@ -144,6 +144,11 @@ class Refusal(str, Enum):
         "The run now heads for {loss:.3f}, far outside of what was forecast at step {step:,.0f} ({low:.3f} to "
         "{high:.3f}): something has changed. Check its data, gradients and learning rate.",
     )
+    UNLIKE_SIZES = (
+        "unlike the finished sizes",
+        "The loss is {loss:.3f} around step {step:,.0f}, where the finished runs of other sizes put it at {mean:.3f} "
+        "({low:.3f} to {high:.3f}): they say nothing of this run's end. Forecasts resume with its own curve.",
+    )
     NO_FIT = "no fit", "Least squares found no finite loss."
     TOKENS_UNKNOWN = "tokens unknown", "The run's tokens are not counted."
     END_UNKNOWN = "no planned end", "The run's length is not known: pass total_steps=, or max_steps to a Trainer."
