@@ -14,7 +14,7 @@ import numpy as np
 from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count
 from isoflop.advice.run_state import OWN_REACH, Situation, Thresholds, anything, rule, sized
 from isoflop.forecast import LrPlan
-from isoflop.laws.recipes import BATCHES, HIGHEST_RATE, RATES, Recipe, published_values, warmup_of
+from isoflop.laws.recipes import BATCHES, HIGHEST_RATE, RATES, TOLERATED, Recipe, published_values, warmup_of
 
 TIMESCALE, TIMESCALE_POWER = 1.084, -0.527
 """τ = B/(η·λ·D) = 1.084·(D/N)^−.527 (Bergsma et al. 2025, arXiv:2505.13738; the exponent read at second hand, the
@@ -26,6 +26,9 @@ FORGETS = 100
 hundreds at least (DCLM 7B: 10,000)."""
 ADAM = (None, "adam")
 TRIALS = "trials with tiny models: above .02 Adam got worse at every size"
+_FITTED = [each.fitted for each in RATES.values() if each.fitted and each.fitted.variable == "N"]
+SIZES = min(each.low for each in _FITTED) / TOLERATED, max(each.high for each in _FITTED) * TOLERATED
+"""Between these a recipe was fitted to models of that size; its rate falls with N, whatever the run's length."""
 FLAT = 0.02
 """Of the peak: a rate that changes by less over the run's last tenth has ended, or never decays."""
 IDLE = 1e-3
@@ -55,12 +58,6 @@ def _published(recipes: dict[str, Recipe], run: Situation, anywhere: bool = Fals
     return published_values(recipes, N=N, D=D, C=6 * N * D, width=run.width) if N and D else {}
 
 
-def _of_published_size(run: Situation) -> bool:
-    """Whether a recipe was fitted to language models of this size; its rate falls with N, whatever the run's length."""
-    of_size = {name: each for name, each in RATES.items() if each.fitted and each.fitted.variable == "N"}
-    return not run.task.unlike_pretraining and bool(_published(of_size, run))
-
-
 @rule("the learning rate", _adam, at_once=True, early=True)
 def learning_rate(run: Situation, thresholds: Thresholds) -> Advice | None:
     """The peak rate lies far outside of what own runs of about this size, or published recipes, take.
@@ -70,9 +67,10 @@ def learning_rate(run: Situation, thresholds: Thresholds) -> Advice | None:
     peak, off = run.peak_rate, thresholds.rate
     if not peak:
         return None
+    fits = SIZES[0] <= (run.N_non_embedding or run.N or 0) <= SIZES[1] and not run.task.unlike_pretraining
     if run.own_rates is not None:
         (low, high), whose, where = run.own_rates, "your own finished runs of about this size", "of your own runs"
-    elif rates := _published(RATES, run, anywhere=True) if not sized(run) or _of_published_size(run) else {}:
+    elif rates := _published(RATES, run, anywhere=True) if fits or not sized(run) else {}:
         low, high, whose, where = min(rates.values()), max(rates.values()), ", ".join(rates), "that recipes publish"
     elif peak > off * HIGHEST_RATE:  # so high for any size
         low, high, whose, where = 0.0, HIGHEST_RATE, TRIALS, "that worked in trials with tiny models"
