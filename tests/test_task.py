@@ -261,6 +261,9 @@ def test_an_encoder_beside_a_decoder_is_sequence_to_sequence() -> None:
     torchs = nn.ModuleList([nn.Embedding(300, 8), nn.Transformer(8, 2, 1, 1, 16, batch_first=True)])
     found = [describe_task(RunInfo(), model).objective for model in (Halves(half(), half()), torchs, words)]
     assert found == ["seq2seq", "seq2seq", None]
+    series = Halves(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)) for _ in range(2)))
+    masks = Halves(*(nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3), nn.Embedding(9, 3)) for _ in range(2)))
+    assert [describe_task(RunInfo(), model).objective for model in (series, masks)] == [None, None]
 
 
 def test_smoothed_labels_are_a_loss_of_their_own() -> None:

@@ -209,14 +209,17 @@ def describe_task(run: RunInfo, model: nn.Module | None, given: Any = None) -> T
     fixed = [(name, size) for name, each, size in parameters if not each.requires_grad]
     adapted = any(each.requires_grad and _ADAPTERS.search(name.lower()) for name, each, _ in parameters)
     losses = (m.label_smoothing for m in model.modules() if isinstance(m, nn.CrossEntropyLoss))
+    table = any(isinstance(m, nn.Embedding) or _TABLE.search(type(m).__name__) for m in model.modules())
+    convolutions = any(isinstance(m, nn.Conv2d) for m in model.modules())
+    halves = table and not convolutions and _has_two_halves(model)  # images have encoders and decoders, too
     return recognise(
-        [*run.trainer, *_class_names(model), *["EncoderDecoder"] * _has_two_halves(model)],
+        [*run.trainer, *_class_names(model), *["EncoderDecoder"] * halves],
         inputs=next(
             (str(m.main_input_name) for m in model.modules() if isinstance(_get(m, "main_input_name"), str)), None
         ),
         config={name: _get(config, name) for name in _READ},
-        table=any(isinstance(m, nn.Embedding) or _TABLE.search(type(m).__name__) for m in model.modules()),
-        convolutions=any(isinstance(m, nn.Conv2d) for m in model.modules()),
+        table=table,
+        convolutions=convolutions,
         loaded=loaded / total,
         frozen=sum(size for name, size in fixed if not _TABLES.search(name.lower())) / total,
         adapter=bool(fixed) and adapted,
