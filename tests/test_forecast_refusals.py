@@ -176,7 +176,7 @@ def test_silence_lifts_when_its_reason_is_gone() -> None:
 @pytest.mark.parametrize("reason", Refusal)
 def test_each_reason_has_a_stable_name_and_a_text_of_its_numbers(reason: Refusal) -> None:
     numbers = dict.fromkeys(("needed", "now", "n", "half", "most", "step", "rate", "planned", "rise", "jump"), 2.0)
-    numbers |= dict.fromkeys(("then", "since", "expected", "loss", "low", "high"), 2.0)
+    numbers |= dict.fromkeys(("then", "since", "expected", "loss", "mean", "low", "high"), 2.0)
     words = dict.fromkeys(("why", "remedy", "kind"), "words")
     told = NoForecast(reason, {**numbers, **words, "before": 1e5, "after": 2e5})
     assert reason == reason.value and str(told) == f"no forecast ({reason.value}): {told.message}"

@@ -443,33 +443,49 @@ def test_a_step_for_each_micro_batch_is_reported_once(tmp_path: Path, caplog: py
     assert train(calls_each=1, each=1, passed_over=range(5, 12)) == train(calls_each=1, each=1, lost=7) == []
 
 
-@pytest.mark.parametrize(
-    ("end", "total", "status", "words"),
-    [
-        ("pass", 4, "completed", "the run is over"),
-        ("pass", 9, "interrupted", "was interrupted at step 4 of 9"),
-        ("raise SystemError", 4, "interrupted", "was interrupted at step 4 of 4"),
-        ("pass", None, "interrupted", "was interrupted at step 4:"),
-        ("raise SystemExit(1)", None, "interrupted", "was interrupted at step 4:"),
-        ("monitor.close()", 9, "completed", "ended at step 4 of 9"),
-    ],
-)
-def test_a_script_that_does_not_close_ends_its_record(
-    end: str, total: int | None, status: str, words: str, tmp_path: Path
-) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import os, isoflop\n"
-        f"monitor = isoflop.Monitor(num_params=10, total_steps={total}, log_every=2, record_dir={str(tmp_path)!r})\n"
-        "for _ in range(4):\n"
-        "    monitor.step(2.5, tokens=100)\n"
-        "if not os.fork():\n"
-        "    raise SystemExit  # a child's end is not the run's\n"
-        "os.wait()\n"
-        f"{end}\n"
-    )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False)
-    run = the_run(tmp_path)
-    assert run.status == status and [point.step for point in run.points] == [2, 4], done.stderr
-    assert done.stdout.count(words) == 1 and f"Record: {run.path}\n" in done.stdout
-    assert ("nothing says whether the run was done" in done.stderr) is (total is None)
+ENDS = [
+    ("pass", 4, "completed", "the run is over"),
+    ("pass", 9, "interrupted", "was interrupted at step 4 of 9"),
+    ("raise SystemError", 4, "interrupted", "was interrupted at step 4 of 4"),
+    ("pass", None, "interrupted", "was interrupted at step 4:"),
+    ("raise SystemExit(1)", None, "interrupted", "was interrupted at step 4:"),
+    ("monitor.close()", 9, "completed", "ended at step 4 of 9"),
+]
+"""How a script ends, `total_steps=`; how its record says so, and the closing line."""
+SCRIPT = f"""
+import os, isoflop, isoflop.live.monitor, torch.utils.tensorboard  # once for all
+for i, (end, total, *_) in enumerate({ENDS}):
+    if not os.fork():
+        break
+    os.wait()
+else:
+    raise SystemExit
+for stream in (1, 2):
+    os.dup2(os.open(f"{{i}}.{{stream}}", os.O_CREAT | os.O_WRONLY), stream)
+monitor = isoflop.Monitor(num_params=10, total_steps=total, log_every=2, record_dir=str(i))
+for _ in range(4):
+    monitor.step(2.5, tokens=100)
+if not os.fork():
+    raise SystemExit  # a child's end is not the run's
+os.wait()
+exec(end)
+"""
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of scripts that have ended, each a process of its own: outputs, and a folder of records each."""
+    folder = tmp_path_factory.mktemp("ended")
+    (folder / "train.py").write_text(SCRIPT)
+    subprocess.run([sys.executable, "train.py"], cwd=folder, timeout=100, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("i", range(len(ENDS)), ids=lambda i: "-".join(map(str, ENDS[i][:2])))
+def test_a_script_that_does_not_close_ends_its_record(i: int, ended: Path) -> None:
+    _, total, status, words = ENDS[i]
+    printed, warned = ((ended / f"{i}.{stream}").read_text() for stream in (1, 2))
+    run = the_run(ended / str(i))
+    assert run.status == status and [point.step for point in run.points] == [2, 4], warned
+    assert printed.count(words) == 1 and f"Record: {run.path}\n" in printed.replace(" Record: ", f" Record: {ended}/")
+    assert ("nothing says whether the run was done" in warned) is (total is None)

@@ -147,7 +147,7 @@ class Refusal(str, Enum):
     UNLIKE_SIZES = (
         "unlike the finished sizes",
         "The loss is {loss:.3f} around step {step:,.0f}, where the finished runs of other sizes put it at {mean:.3f} "
-        "({low:.3f} to {high:.3f}): they say nothing of this run's end. Forecasts resume with its own curve.",
+        "({low:.3f} to {high:.3f}): its end is not forecast by them. Forecasts resume with its own curve.",
     )
     NO_FIT = "no fit", "Least squares found no finite loss."
     TOKENS_UNKNOWN = "tokens unknown", "The run's tokens are not counted."
