@@ -243,16 +243,16 @@ def test_a_file_that_cannot_be_read_is_named_and_the_rest_goes_on(tmp_path: Path
 def test_rows_of_a_table_that_do_not_count_are_named_with_the_reason(tmp_path: Path) -> None:
     """By `read_sources`, by the command and on the page, and they are among the runs that came."""
     table = tmp_path / "runs.csv"
-    table.write_text("run,N,D,loss,status\na,1e8,2e9,3.1,finished\nb,2e8,2e9,7.9,diverged\nc,2e8,2e9,,finished\n")
+    table.write_text("run,N,D,loss,status\na,1e8,2e9,3.1,finished\nb: 2,2e8,2e9,7.9,diverged\nc,2e8,2e9,,finished\n")
     report = make_report(read_sources([table]))
     assert [(row.name, row.left_out) for row in report.rows] == [
-        *(("a", ""), ("b", "its status is diverged"), ("c", "nothing in loss"))
+        *(("a", ""), ("b: 2", "its status is diverged"), ("c", "nothing in loss"))
     ]
-    assert "2 runs do not count in a fit: b (its status is diverged); c (nothing in loss)" in report.study.left_out
+    assert "2 runs do not count in a fit: b: 2 (its status is diverged); c (nothing in loss)" in report.study.left_out
     page = render(report)
     assert "3 runs" in page and "no: its status is diverged" in page
     shown = CliRunner().invoke(app, ["report", str(table), "-o", str(tmp_path / "page.html")])
-    assert "left out: b: its status is diverged" in shown.stderr and "left out: c: nothing in loss" in shown.stderr
+    assert "left out: b: 2: its status is diverged" in shown.stderr and "left out: c: nothing in loss" in shown.stderr
 
 
 def test_records_and_tables_together_and_none_twice(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ class Table:
     parameters N counts; "unknown" where a CSV file has it. `C`: training FLOPs of tables of N and D: as measured, else
     6·N·D. `doubts`: how cells were understood, where that is not plain. `labels`: cells of other columns that tell runs
     apart by kind (corpus, optimizer). `unlike`: that runs are of a kind which the law asked for does not know.
-    `settings`: of `SETTINGS` what is known of each run; NaN where it is not.
+    `settings`: of `SETTINGS` what is known of each run; NaN where it is not. `unused`: rows of `left_out`, and why.
     """
 
     columns: Mapping[str, list[float]]
@@ -75,6 +75,7 @@ class Table:
     labels: Mapping[str, list[str]] = field(default_factory=dict)
     unlike: tuple[str, ...] = ()
     settings: Mapping[str, list[float]] = field(default_factory=dict)
+    unused: tuple[tuple[str, str], ...] = ()
 
     @property
     def arrays(self) -> tuple[Array, Array, Array, Array]:
@@ -180,14 +181,13 @@ def _one_of(tables: Sequence[Table]) -> Table:
     labels = {
         name: [cell for table in tables for cell in table.labels.get(name, [""] * len(table.rows))] for name in names
     }
-    runs = tuple(row for table in tables for row in table.rows)
     return Table(
         {what: [value for table in tables for value in table.columns[what]] for what in tables[0].columns},
         {
             what: " and ".join(dict.fromkeys(table.taken[what] for table in tables if what in table.taken))
             for what in whats
         },
-        runs,
+        tuple(row for table in tables for row in table.rows),
         tuple(text for table in tables for text in table.left_out),
         counted[0] if len(counted) == 1 else "unknown",
         [value for table in tables for value in table.C],
@@ -195,6 +195,7 @@ def _one_of(tables: Sequence[Table]) -> Table:
         {name: cells for name, cells in labels.items() if tells_kinds(name, cells)},
         tuple(text for table in tables for text in table.unlike),
         {name: [value for table in tables for value in table.settings[name]] for name in SETTINGS},
+        tuple(each for table in tables for each in table.unused),
     )
 
 
@@ -260,13 +261,13 @@ class _Reading:
     def table(self, convention: str) -> Table:
         """The table, labels of all kinds in it; BadData as `read_table`."""
         cells = {what: self._numbers(name) for what, name in self.taken.items()}
-        left_out = [self._nothing(i, cells) for i in range(len(self.rows))]
-        full = [i for i, said in enumerate(left_out) if not said]
+        why = [self._nothing(i, cells) for i in range(len(self.rows))]
+        full = [i for i, text in enumerate(why) if not text]
+        unused = [each for each in zip(self.labels, why, strict=True) if each[1]]
         if not full:
-            there = f"; there are {columns_listed(self.present)}" if LOSS_NAME not in self.rows[0] else ""
-            raise BadData(
-                f"expected runs with numbers in {', '.join(self.taken.values())}, got none; {left_out[0]}{there}"
-            )
+            there = ": ".join(unused[0])
+            there += f"; there are {columns_listed(self.present)}" if LOSS_NAME not in self.rows[0] else ""
+            raise BadData(f"expected runs with numbers in {', '.join(self.taken.values())}, got none; {there}")
         self._keep(full)
         self.doubts += unknown_states(self.rows)
         columns = self._derived({what: [column[i] for i in full] for what, column in cells.items()})
@@ -296,9 +297,9 @@ class _Reading:
         numbers = ("N_", "loss_", *SETTINGS) if records else ()
         names = [name for name in self.present if name not in taken.values() and not name.startswith(numbers)]
         others = {name: [row.get(name, "").strip() for row in self.rows] for name in names}
-        columns, out = {what: columns[what] for what in self.wanted}, tuple(filter(None, left_out))
+        columns, out = {what: columns[what] for what in self.wanted}, tuple(map(": ".join, unused))
         told = tuple(self.labels), out, counts, C, tuple(self.doubts), others, tuple(self.unlike), self._settings()
-        return Table(columns, taken, *told)
+        return Table(columns, taken, *told, tuple(unused))
 
     def _settings(self) -> dict[str, list[float]]:
         """What the rows say of `SETTINGS`, by columns of these kinds."""
@@ -342,12 +343,12 @@ class _Reading:
             said = " and ".join(f"its {name} is {cell}" for name, cell in told.items())
             losses = {told.get(self.taken.get(what, ""), "").lower() for what in lost}
             diverged = ": it diverged" if losses & {"nan", "inf", "infinity"} else ""
-            return f"{self.labels[i]}: {said + diverged if said else 'nothing in ' + ' and '.join(names)}"
+            return said + diverged if said else "nothing in " + " and ".join(names)
         for name, cell in self.rows[i].items():
             if (fact := plain(name)) in NO_END and end_of(fact, cell) in ("interrupted", "running"):
-                return f"{self.labels[i]}: its {name} is {cell.strip()}"
+                return f"its {name} is {cell.strip()}"
         seen = 0.0 if "U" in self.wanted or LOSS_NAME in self.rows[i] else self._seen(self._with_derived(self.rows[i]))
-        return f"{self.labels[i]}: {describe_repeats(seen)}" if seen > REPEATED * (1 + ROUNDED) else ""
+        return describe_repeats(seen) if seen > REPEATED * (1 + ROUNDED) else ""
 
     def _seen(self, row: Mapping[str, str]) -> float:
         """How often a run saw its data, by a column of unique tokens or epochs; 0: there is none."""

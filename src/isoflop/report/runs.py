@@ -85,9 +85,7 @@ def read_sources(
             if path in tables:
                 table = read_table([path], wanted, named, where)
                 rows += ends_of_table(table.columns, table.rows, table.labels)
-                rows += [
-                    RunEnd(name, left_out=why) for name, _, why in (text.partition(": ") for text in table.left_out)
-                ]
+                rows += [RunEnd(name, left_out=why) for name, why in table.unused]
                 taken |= table.taken
             else:
                 for file in record_files((path,), problems.append):
